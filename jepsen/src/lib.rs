@@ -1,0 +1,1 @@
+//! Black-box fault injection against real Engram processes.
