@@ -1,1 +1,8 @@
-//! The Engram server.
+//! The Engram server and command line.
+//!
+//! Services hold no logic; only `consensus` speaks openraft; only `membership` speaks foca;
+//! everything that touches the machine goes through `seams`.
+
+pub mod consensus;
+pub mod control;
+pub mod seams;

@@ -1,0 +1,198 @@
+//! Consensus: Raft groups and nothing else. This is the only module that speaks openraft.
+//!
+//! Control, placement, routing and the services call [`Consensus`]; it calls the state machines
+//! ([`Machine`]) that they registered. What must hold: an entry is acknowledged only after a
+//! majority has fsynced it; entries are applied in order, once, with the applied position in the
+//! same storage batch.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engram_core::types::{GroupId, NodeId};
+
+/// A Raft group as a node is told to run it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupSpec {
+    pub group: GroupId,
+    /// Voters and their peer addresses.
+    pub voters: BTreeMap<NodeId, String>,
+    /// Whether this node writes the first membership entry when the group is pristine here.
+    pub bootstrap: bool,
+}
+
+/// Who leads a group, as far as this node knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    pub leader: Option<NodeId>,
+    /// The Raft term.
+    pub epoch: u64,
+}
+
+/// Why a proposal was not answered with its result.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Not applied: ask the hinted node.
+    #[error("node is not the leader of group {group}")]
+    NotLeader { group: GroupId, hint: Option<NodeId> },
+    /// Not applied: this node has no replica of the group.
+    #[error("no replica of group {group} here")]
+    NoReplica { group: GroupId },
+    /// It may yet be applied, or be lost.
+    #[error("group {group} gave no answer in {waited:?}; the outcome is unknown")]
+    Unknown { group: GroupId, waited: Duration },
+    /// Not applied, and this replica is out of service.
+    #[error("the replica of group {group} has stopped: {reason}")]
+    Stopped { group: GroupId, reason: String },
+    /// Not applied: too many proposals are in flight.
+    #[error("group {group} has {limit} proposals in flight")]
+    Overloaded { group: GroupId, limit: usize },
+}
+
+/// Why a read barrier could not be passed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BarrierError {
+    #[error("node is not the leader of group {group}")]
+    NotLeader { group: GroupId, hint: Option<NodeId> },
+    #[error("no replica of group {group} here")]
+    NoReplica { group: GroupId },
+    #[error("no majority of group {group} answered in {waited:?}")]
+    NoQuorum { group: GroupId, waited: Duration },
+    #[error("the replica of group {group} has stopped: {reason}")]
+    Stopped { group: GroupId, reason: String },
+}
+
+/// All Raft groups of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {}
+
+impl Consensus {
+    /// Starts the group here, from disk when it was here before. Idempotent.
+    pub async fn start_group(&self, _spec: &GroupSpec) -> Result<(), StartError> {
+        unimplemented!("contract only")
+    }
+
+    /// Stops the group here and deletes its log and its machine's state. Idempotent.
+    pub async fn remove_group(&self, _group: GroupId) -> Result<(), StartError> {
+        unimplemented!("contract only")
+    }
+
+    /// Proposes an entry here and answers with what its application returned on this node.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; each variant says whether the entry may have been applied.
+    pub async fn propose(
+        &self,
+        _group: GroupId,
+        _entry: Bytes,
+        _wait: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        unimplemented!("contract only")
+    }
+
+    /// Returns once this node is known to lead `group` now (ReadIndex) and has applied all that
+    /// was committed when the call began.
+    pub async fn read_barrier(&self, _group: GroupId, _wait: Duration) -> Result<(), BarrierError> {
+        unimplemented!("contract only")
+    }
+
+    /// Waits until this node knows a leader of the group.
+    pub async fn wait_for_leader(&self, _group: GroupId, _wait: Duration) -> Option<NodeId> {
+        unimplemented!("contract only")
+    }
+
+    #[must_use]
+    pub fn leadership(&self, _group: GroupId) -> Leadership {
+        unimplemented!("contract only")
+    }
+
+    /// Groups that run here.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        unimplemented!("contract only")
+    }
+
+    /// Adds a learner and waits until it has caught up, then (if `voter`) makes it a voter. To be
+    /// called on the leader. Idempotent.
+    pub async fn add_member(
+        &self,
+        _group: GroupId,
+        _node: NodeId,
+        _peer_address: String,
+        _voter: bool,
+    ) -> Result<(), ProposeError> {
+        unimplemented!("contract only")
+    }
+
+    /// The node at `node` is presumed dead: every group that it led here, and whose chosen
+    /// survivor this node is, campaigns now.
+    pub fn on_node_lost(&self, _node: NodeId) {
+        unimplemented!("contract only")
+    }
+
+    /// Stops all groups after handing over leadership where that is quick.
+    pub async fn shutdown(&self) {
+        unimplemented!("contract only")
+    }
+}
+
+/// Why a group could not be started or removed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("group {group}: {reason}")]
+    Storage { group: GroupId, reason: String },
+    #[error("group {group}: {reason}")]
+    Raft { group: GroupId, reason: String },
+}
+
+/// A replicated state machine: the control plane's, or a data group's partitions.
+///
+/// All methods block and are called off the async threads, one at a time per group.
+pub trait Machine: Send + Sync + 'static {
+    /// Applies one entry. The machine adds its writes to `batch`, which already holds the applied
+    /// position, and writes it to storage with `Durability::Buffered` before it answers.
+    ///
+    /// # Errors
+    /// When the entry cannot be understood or storage fails: the replica stops.
+    fn apply(
+        &self,
+        entry: &[u8],
+        batch: engram_core::storage::Batch,
+    ) -> Result<Bytes, MachineError>;
+
+    /// Writes a consistent copy of the state to `sink`; later entries do not change it.
+    /// Called with the applied position fixed.
+    ///
+    /// # Errors
+    /// When storage or the sink fails.
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, MachineError>;
+
+    /// Replaces the state by a snapshot's, `batch` (the applied position) in the last write.
+    /// A crash in between leaves a state that is recognised as incomplete.
+    ///
+    /// # Errors
+    /// When the snapshot is damaged or storage fails.
+    fn install(
+        &self,
+        source: &mut dyn std::io::Read,
+        batch: engram_core::storage::Batch,
+    ) -> Result<(), MachineError>;
+}
+
+/// A frozen copy of a machine's state, streamed once.
+pub trait SnapshotSource: Send {
+    /// # Errors
+    /// When storage or the sink fails.
+    fn write_to(&mut self, sink: &mut dyn std::io::Write) -> Result<(), MachineError>;
+}
+
+/// Why a replica stops.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("log entry not understood: {0}")]
+    NotUnderstood(String),
+    #[error(transparent)]
+    Storage(#[from] engram_core::storage::StorageError),
+    #[error("snapshot: {0}")]
+    Snapshot(String),
+}
