@@ -6,3 +6,4 @@
 pub mod consensus;
 pub mod control;
 pub mod seams;
+pub mod transport;

@@ -16,5 +16,10 @@ pub mod log {
     tonic::include_proto!("engram.log.v1");
 }
 
+/// What nodes say to each other.
+pub mod peer {
+    tonic::include_proto!("engram.peer.v1");
+}
+
 /// All files, encoded as a `FileDescriptorSet`, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/engram.bin"));
