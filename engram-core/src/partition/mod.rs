@@ -1,0 +1,3 @@
+mod record;
+mod requests;
+mod stream;
