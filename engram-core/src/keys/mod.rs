@@ -103,11 +103,11 @@ pub fn all_partitions() -> KeyRange {
     KeyRange::of_prefix(vec![PARTITION])
 }
 
-/// The partition whose state record this is, if it is one.
+/// The partition that a metadata key belongs to, if it belongs to one.
 #[must_use]
-pub fn parse_state(key: &[u8]) -> Option<PartitionId> {
-    let (id, rest) = key.strip_prefix(&[PARTITION])?.split_first_chunk::<8>()?;
-    (rest == [STATE]).then(|| PartitionId(u64::from_be_bytes(*id)))
+pub fn parse_partition(key: &[u8]) -> Option<PartitionId> {
+    let (id, _) = key.strip_prefix(&[PARTITION])?.split_first_chunk::<8>()?;
+    Some(PartitionId(u64::from_be_bytes(*id)))
 }
 
 /// All metadata of one partition.

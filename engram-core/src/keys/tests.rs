@@ -92,8 +92,8 @@ proptest! {
         prop_assert_eq!(parse_client(&client(partition, ClientId(b))), Some(ClientId(b)));
         let dot = OverlayDot { actor: ActorId(a), n };
         prop_assert_eq!(parse_overlay(&overlay(partition, dot)), Some(dot));
-        prop_assert_eq!(parse_state(&state(partition)), Some(partition));
-        prop_assert_eq!(parse_state(&adopted(partition)), None);
+        prop_assert_eq!(parse_partition(&state(partition)), Some(partition));
+        prop_assert_eq!(parse_partition(&memory(partition, MemoryHash(a))).is_some(), p >> 56 == 2);
     }
 
     #[test]
@@ -106,6 +106,6 @@ proptest! {
     #[test]
     fn any_bytes_decode_or_fail(bytes: Vec<u8>) {
         let _ = decode::<crate::types::Memory>(&bytes);
-        let _ = (parse_edge(&bytes), parse_overlay(&bytes), parse_state(&bytes));
+        let _ = (parse_edge(&bytes), parse_overlay(&bytes), parse_partition(&bytes));
     }
 }

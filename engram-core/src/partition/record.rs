@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::OpOutcome;
+use crate::index::{IndexPosition, VectorId};
 use crate::types::{
     ClientId, EdgeContext, Memory, MemoryHash, Sequence, SlotRange, SpaceConfig,
 };
@@ -32,7 +33,7 @@ pub struct StateRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryRecord {
     pub memory: Memory,
-    pub vector: Option<u64>,
+    pub vector: Option<VectorId>,
 }
 
 /// An embedding as the index compares it.
@@ -69,8 +70,7 @@ pub struct MarkRecord {
     pub memory_digest: u128,
     pub edge_digest: u128,
     /// The newest generation, and the jobs of it that the log had sealed.
-    pub generation: u64,
-    pub jobs: u64,
+    pub position: IndexPosition,
 }
 
 /// Contexts under which all out-edges of a memory were removed, while they name overlay dots that
