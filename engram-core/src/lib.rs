@@ -8,8 +8,9 @@
 //! What must hold: two replicas that applied the same commands have equal digests, whatever CPU,
 //! thread count, restart history or storage backend they ran on.
 
-
 pub mod command;
+pub mod index;
+pub mod kernel;
 pub mod limits;
 pub mod storage;
 pub mod types;
