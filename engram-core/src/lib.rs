@@ -9,6 +9,8 @@
 //! thread count, restart history or storage backend they ran on.
 
 pub mod command;
+pub mod index;
+pub mod kernel;
 pub mod keys;
 pub mod limits;
 pub mod partition;
