@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::overlay::OverlayView;
 use super::read;
 use super::record::{MemoryRecord, SourceRemovals, StateRecord};
-use super::{Digests, Partition};
+use super::Partition;
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::edges::{EdgeRecord, EdgeValue, visible};
 use crate::keys::{self, KeyRange};
@@ -135,7 +135,7 @@ impl PartitionView {
     pub fn get(&self, ids: &[MemoryId], with_embedding: bool) -> Result<Found, ReadError> {
         let one = |id: &MemoryId| -> Result<Option<FoundMemory>, ReadError> {
             let record = self.record(id.hash())?.filter(|record| record.memory.id == *id);
-            record.map(|record| self.found(record, with_embedding)).transpose()
+            Ok(record.map(|record| self.found(record, with_embedding)).transpose()?)
         };
         let memories = ids.iter().map(one).collect::<Result<_, _>>()?;
         Ok(Found { sequence: self.sequence(), memories })
