@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-const FILES: &[&str] = &["engram/v1/engram.proto", "engram/log/v1/log.proto"];
+const FILES: &[&str] = &[
+    "engram/v1/engram.proto",
+    "engram/log/v1/log.proto",
+    "engram/control/v1/control.proto",
+    "engram/peer/v1/cluster.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
