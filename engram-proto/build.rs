@@ -13,7 +13,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("engram.bin"), prost::Message::encode_to_vec(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    std::fs::write(
+        out.join("engram.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    // Maps of log entries are ordered, so that a command has one encoding.
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".engram.log.v1")
+        .compile_fds(descriptors)?;
     Ok(())
 }
