@@ -9,6 +9,9 @@
 //! thread count, restart history or storage backend they ran on.
 
 pub mod command;
+pub mod edges;
+pub mod filter;
 pub mod limits;
+pub mod spread;
 pub mod storage;
 pub mod types;
