@@ -11,7 +11,11 @@
 pub mod command;
 pub mod edges;
 pub mod filter;
+pub mod index;
+pub mod kernel;
+pub mod keys;
 pub mod limits;
+pub mod partition;
 pub mod spread;
 pub mod storage;
 pub mod types;
