@@ -5,4 +5,6 @@
 
 pub mod consensus;
 pub mod control;
+pub mod membership;
+pub mod placement;
 pub mod seams;

@@ -41,7 +41,11 @@ impl ControlMachine {
             None => ClusterMap::default(),
         };
         let published = watch::Sender::new(Arc::new(map));
-        Ok(Arc::new(Self { storage, changing: Mutex::new(()), published }))
+        Ok(Arc::new(Self {
+            storage,
+            changing: Mutex::new(()),
+            published,
+        }))
     }
 
     #[must_use]
@@ -99,7 +103,8 @@ struct MapCopy(Arc<ClusterMap>);
 
 impl SnapshotSource for MapCopy {
     fn write_to(&mut self, sink: &mut dyn Write) -> Result<(), MachineError> {
-        sink.write_all(&self.0.encode()).map_err(|error| MachineError::Snapshot(error.to_string()))
+        sink.write_all(&self.0.encode())
+            .map_err(|error| MachineError::Snapshot(error.to_string()))
     }
 }
 
@@ -116,9 +121,13 @@ mod tests {
 
     fn fill(machine: &ControlMachine) {
         for command in samples::commands() {
-            let reply =
-                machine.apply(&wire::encode_command(&command), Batch::new()).expect("applied");
-            wire::decode_reply(&reply).expect("a reply").outcome.expect("accepted");
+            let reply = machine
+                .apply(&wire::encode_command(&command), Batch::new())
+                .expect("applied");
+            wire::decode_reply(&reply)
+                .expect("a reply")
+                .outcome
+                .expect("accepted");
         }
     }
 
@@ -136,12 +145,18 @@ mod tests {
         let source = machine(&Arc::new(MemoryStorage::default()));
         fill(&source);
         let mut bytes = Vec::new();
-        source.snapshot().expect("taken").write_to(&mut bytes).expect("written");
+        source
+            .snapshot()
+            .expect("taken")
+            .write_to(&mut bytes)
+            .expect("written");
 
         let storage = Arc::new(MemoryStorage::default());
         let target = machine(&storage);
         let mut watch = target.watch();
-        target.install(&mut bytes.as_slice(), Batch::new()).expect("installed");
+        target
+            .install(&mut bytes.as_slice(), Batch::new())
+            .expect("installed");
         assert_eq!(target.map(), source.map());
         assert!(watch.has_changed().expect("the machine lives"));
         assert_eq!(*watch.borrow_and_update(), source.map());

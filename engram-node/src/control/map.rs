@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use engram_core::types::{
-    GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId,
-};
+use engram_core::types::{GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId};
 use serde::{Deserialize, Serialize};
 
 /// Most voters of the control group; all other nodes follow it as learners.
@@ -125,7 +123,9 @@ impl ClusterMap {
     /// All partitions with their spaces, in order of spaces and slots.
     pub fn partitions(&self) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
         let of = |space: &SpaceRecord| space.partitions.clone();
-        self.spaces.values().flat_map(move |space| of(space).into_iter().map(move |it| (space, it)))
+        self.spaces
+            .values()
+            .flat_map(move |space| of(space).into_iter().map(move |it| (space, it)))
     }
 
     /// The partitions that `group` carries, with their spaces.
@@ -133,7 +133,8 @@ impl ClusterMap {
         &self,
         group: GroupId,
     ) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
-        self.partitions().filter(move |(_, partition)| partition.group == group)
+        self.partitions()
+            .filter(move |(_, partition)| partition.group == group)
     }
 
     #[must_use]
@@ -161,19 +162,38 @@ impl ClusterMap {
         for space in self.spaces.values() {
             let mut next = 0;
             for partition in &space.partitions {
-                assert!(partitions.insert(partition.id), "partition {} twice", partition.id);
-                assert!(partition.id.0 < self.next_partition, "partition id was never given out");
-                assert!(self.groups.contains_key(&partition.group), "partition without a group");
-                assert!(partition.slots.start == next, "a gap in the slots of a space");
+                assert!(
+                    partitions.insert(partition.id),
+                    "partition {} twice",
+                    partition.id
+                );
+                assert!(
+                    partition.id.0 < self.next_partition,
+                    "partition id was never given out"
+                );
+                assert!(
+                    self.groups.contains_key(&partition.group),
+                    "partition without a group"
+                );
+                assert!(
+                    partition.slots.start == next,
+                    "a gap in the slots of a space"
+                );
                 next = partition.slots.end;
             }
-            assert!(next == SlotRange::ALL.end, "the slots of a space are not covered");
+            assert!(
+                next == SlotRange::ALL.end,
+                "the slots of a space are not covered"
+            );
         }
         for group in self.groups.values() {
             assert!(group.id.0 < self.next_group, "group id was never given out");
             assert!(!group.replicas.is_empty(), "a group without replicas");
             let known = |node| self.nodes.contains_key(node);
-            assert!(group.replicas.iter().all(known), "a replica on an unknown node");
+            assert!(
+                group.replicas.iter().all(known),
+                "a replica on an unknown node"
+            );
         }
     }
 
@@ -196,7 +216,10 @@ impl SpaceRecord {
     /// When the partitions do not cover all slots, which [`ClusterMap`] rules out.
     #[must_use]
     pub fn partition_of(&self, slot: HashSlot) -> PartitionRecord {
-        let owner = self.partitions.iter().find(|partition| partition.slots.contains(slot));
+        let owner = self
+            .partitions
+            .iter()
+            .find(|partition| partition.slots.contains(slot));
         *owner.unwrap_or_else(|| panic!("no partition of {} owns {slot:?}", self.config.name))
     }
 }
