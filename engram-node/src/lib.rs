@@ -3,6 +3,9 @@
 //! Services hold no logic; only `consensus` speaks openraft; only `membership` speaks foca;
 //! everything that touches the machine goes through `seams`.
 
+pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod membership;
+pub mod placement;
 pub mod seams;

@@ -12,11 +12,16 @@ use super::map::ClusterId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlCommand {
     /// The first command of a cluster's life. Its founder becomes node 1.
-    InitCluster { cluster: ClusterId, founder: NodeDescription },
+    InitCluster {
+        cluster: ClusterId,
+        founder: NodeDescription,
+    },
     /// A node joins, or says where it can be reached now. Idempotent by identity.
     RegisterNode(NodeDescription),
     CreateSpace(NewSpace),
-    DropSpace { name: String },
+    DropSpace {
+        name: String,
+    },
     /// A fresh verification mark.
     AllocateMark,
 }
@@ -64,8 +69,12 @@ pub enum ControlOutcome {
         /// It was there before, with the same configuration.
         existed: bool,
     },
-    SpaceDropped { space: SpaceId },
-    MarkAllocated { mark: MarkId },
+    SpaceDropped {
+        space: SpaceId,
+    },
+    MarkAllocated {
+        mark: MarkId,
+    },
 }
 
 /// Why a command changed nothing.

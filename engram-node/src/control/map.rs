@@ -123,7 +123,9 @@ impl ClusterMap {
     /// All partitions with their spaces, in order of spaces and slots.
     pub fn partitions(&self) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
         let of = |space: &SpaceRecord| space.partitions.clone();
-        self.spaces.values().flat_map(move |space| of(space).into_iter().map(move |it| (space, it)))
+        self.spaces
+            .values()
+            .flat_map(move |space| of(space).into_iter().map(move |it| (space, it)))
     }
 
     /// The partitions that `group` carries, with their spaces.
@@ -131,7 +133,8 @@ impl ClusterMap {
         &self,
         group: GroupId,
     ) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
-        self.partitions().filter(move |(_, partition)| partition.group == group)
+        self.partitions()
+            .filter(move |(_, partition)| partition.group == group)
     }
 
     #[must_use]
@@ -159,19 +162,38 @@ impl ClusterMap {
         for space in self.spaces.values() {
             let mut next = 0;
             for partition in &space.partitions {
-                assert!(partitions.insert(partition.id), "partition {} twice", partition.id);
-                assert!(partition.id.0 < self.next_partition, "partition id was never given out");
-                assert!(self.groups.contains_key(&partition.group), "partition without a group");
-                assert!(partition.slots.start == next, "a gap in the slots of a space");
+                assert!(
+                    partitions.insert(partition.id),
+                    "partition {} twice",
+                    partition.id
+                );
+                assert!(
+                    partition.id.0 < self.next_partition,
+                    "partition id was never given out"
+                );
+                assert!(
+                    self.groups.contains_key(&partition.group),
+                    "partition without a group"
+                );
+                assert!(
+                    partition.slots.start == next,
+                    "a gap in the slots of a space"
+                );
                 next = partition.slots.end;
             }
-            assert!(next == SlotRange::ALL.end, "the slots of a space are not covered");
+            assert!(
+                next == SlotRange::ALL.end,
+                "the slots of a space are not covered"
+            );
         }
         for group in self.groups.values() {
             assert!(group.id.0 < self.next_group, "group id was never given out");
             assert!(!group.replicas.is_empty(), "a group without replicas");
             let known = |node| self.nodes.contains_key(node);
-            assert!(group.replicas.iter().all(known), "a replica on an unknown node");
+            assert!(
+                group.replicas.iter().all(known),
+                "a replica on an unknown node"
+            );
         }
     }
 

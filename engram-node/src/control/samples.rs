@@ -26,7 +26,9 @@ pub fn space(name: &str, placement: &[&[u64]]) -> NewSpace {
             metric: Metric::Cosine,
             index: IndexParameters::new(42),
             embedding_model: String::new(),
-            decay: Decay::Exponential { half_life_millis: 1_000 },
+            decay: Decay::Exponential {
+                half_life_millis: 1_000,
+            },
         },
         replicas: placement.first().map_or(0, |set| set.len() as u32),
         placement: placement.iter().map(nodes).collect(),
@@ -34,7 +36,10 @@ pub fn space(name: &str, placement: &[&[u64]]) -> NewSpace {
 }
 
 pub fn init() -> ControlCommand {
-    ControlCommand::InitCluster { cluster: ClusterId([9; 16]), founder: node(1) }
+    ControlCommand::InitCluster {
+        cluster: ClusterId([9; 16]),
+        founder: node(1),
+    }
 }
 
 /// One of each kind, in an order in which all are accepted.
@@ -46,6 +51,8 @@ pub fn commands() -> Vec<ControlCommand> {
         ControlCommand::CreateSpace(space("words", &[&[1, 2, 3], &[2, 3, 1], &[3, 1, 2]])),
         ControlCommand::CreateSpace(space("small", &[&[1, 2, 3]])),
         ControlCommand::AllocateMark,
-        ControlCommand::DropSpace { name: "words".into() },
+        ControlCommand::DropSpace {
+            name: "words".into(),
+        },
     ]
 }

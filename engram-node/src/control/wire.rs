@@ -46,7 +46,11 @@ pub fn encode_command(command: &ControlCommand) -> Bytes {
         }
         ControlCommand::AllocateMark => Command::AllocateMark(wire::AllocateMark {}),
     };
-    wire::ControlCommand { command: Some(command) }.encode_to_vec().into()
+    wire::ControlCommand {
+        command: Some(command),
+    }
+    .encode_to_vec()
+    .into()
 }
 
 /// # Errors
@@ -58,26 +62,37 @@ pub fn decode_command(bytes: &[u8]) -> Result<ControlCommand, WireError> {
         // Fields of a later version: applying the rest would let this replica drift away.
         return Err(WireError::UnknownFields);
     }
-    Ok(match decoded.command.ok_or(WireError::Missing("the command"))? {
-        Command::InitCluster(init) => ControlCommand::InitCluster {
-            cluster: ClusterId(sixteen("cluster id", &init.cluster)?),
-            founder: init.founder.ok_or(WireError::Missing("the founder"))?.try_into()?,
+    Ok(
+        match decoded.command.ok_or(WireError::Missing("the command"))? {
+            Command::InitCluster(init) => ControlCommand::InitCluster {
+                cluster: ClusterId(sixteen("cluster id", &init.cluster)?),
+                founder: init
+                    .founder
+                    .ok_or(WireError::Missing("the founder"))?
+                    .try_into()?,
+            },
+            Command::RegisterNode(node) => ControlCommand::RegisterNode(node.try_into()?),
+            Command::CreateSpace(space) => ControlCommand::CreateSpace(space.try_into()?),
+            Command::DropSpace(drop) => ControlCommand::DropSpace { name: drop.name },
+            Command::AllocateMark(wire::AllocateMark {}) => ControlCommand::AllocateMark,
         },
-        Command::RegisterNode(node) => ControlCommand::RegisterNode(node.try_into()?),
-        Command::CreateSpace(space) => ControlCommand::CreateSpace(space.try_into()?),
-        Command::DropSpace(drop) => ControlCommand::DropSpace { name: drop.name },
-        Command::AllocateMark(wire::AllocateMark {}) => ControlCommand::AllocateMark,
-    })
+    )
 }
 
 pub fn encode_reply(reply: &ControlReply) -> Bytes {
     use wire::control_reply::Reply;
     let encoded = match &reply.outcome {
         Ok(ControlOutcome::NodeRegistered { node, known }) => {
-            Reply::NodeRegistered(wire::NodeRegistered { node: node.0, known: *known })
+            Reply::NodeRegistered(wire::NodeRegistered {
+                node: node.0,
+                known: *known,
+            })
         }
         Ok(ControlOutcome::SpaceCreated { space, existed }) => {
-            Reply::SpaceCreated(wire::SpaceCreated { space: space.0, existed: *existed })
+            Reply::SpaceCreated(wire::SpaceCreated {
+                space: space.0,
+                existed: *existed,
+            })
         }
         Ok(ControlOutcome::SpaceDropped { space }) => {
             Reply::SpaceDropped(wire::SpaceDropped { space: space.0 })
@@ -87,7 +102,12 @@ pub fn encode_reply(reply: &ControlReply) -> Bytes {
         }
         Err(refusal) => Reply::Refused(refusal.into()),
     };
-    wire::ControlReply { reply: Some(encoded), index: reply.index }.encode_to_vec().into()
+    wire::ControlReply {
+        reply: Some(encoded),
+        index: reply.index,
+    }
+    .encode_to_vec()
+    .into()
 }
 
 /// # Errors
@@ -96,25 +116,32 @@ pub fn decode_reply(bytes: &[u8]) -> Result<ControlReply, WireError> {
     use wire::control_reply::Reply;
     let decoded = wire::ControlReply::decode(bytes)?;
     let outcome = match decoded.reply.ok_or(WireError::Missing("the reply"))? {
-        Reply::NodeRegistered(reply) => {
-            Ok(ControlOutcome::NodeRegistered { node: NodeId(reply.node), known: reply.known })
-        }
-        Reply::SpaceCreated(reply) => {
-            Ok(ControlOutcome::SpaceCreated { space: SpaceId(reply.space), existed: reply.existed })
-        }
-        Reply::SpaceDropped(reply) => {
-            Ok(ControlOutcome::SpaceDropped { space: SpaceId(reply.space) })
-        }
-        Reply::MarkAllocated(reply) => {
-            Ok(ControlOutcome::MarkAllocated { mark: MarkId(reply.mark) })
-        }
+        Reply::NodeRegistered(reply) => Ok(ControlOutcome::NodeRegistered {
+            node: NodeId(reply.node),
+            known: reply.known,
+        }),
+        Reply::SpaceCreated(reply) => Ok(ControlOutcome::SpaceCreated {
+            space: SpaceId(reply.space),
+            existed: reply.existed,
+        }),
+        Reply::SpaceDropped(reply) => Ok(ControlOutcome::SpaceDropped {
+            space: SpaceId(reply.space),
+        }),
+        Reply::MarkAllocated(reply) => Ok(ControlOutcome::MarkAllocated {
+            mark: MarkId(reply.mark),
+        }),
         Reply::Refused(refusal) => Err(refusal.try_into()?),
     };
-    Ok(ControlReply { index: decoded.index, outcome })
+    Ok(ControlReply {
+        index: decoded.index,
+        outcome,
+    })
 }
 
 pub(super) fn sixteen(what: &'static str, bytes: &[u8]) -> Result<[u8; 16], WireError> {
-    bytes.try_into().map_err(|_| WireError::Malformed(format!("{what} has {} bytes", bytes.len())))
+    bytes
+        .try_into()
+        .map_err(|_| WireError::Malformed(format!("{what} has {} bytes", bytes.len())))
 }
 
 impl From<&NodeDescription> for wire::RegisterNode {
@@ -162,12 +189,18 @@ impl TryFrom<wire::CreateSpace> for NewSpace {
     type Error = WireError;
 
     fn try_from(space: wire::CreateSpace) -> Result<Self, WireError> {
-        let config = space.config.ok_or(WireError::Missing("the configuration"))?;
-        let config =
-            SpaceConfig::try_from(config).map_err(|error| WireError::Malformed(error.to_string()))?;
+        let config = space
+            .config
+            .ok_or(WireError::Missing("the configuration"))?;
+        let config = SpaceConfig::try_from(config)
+            .map_err(|error| WireError::Malformed(error.to_string()))?;
         let nodes = |set: wire::ReplicaSet| set.nodes.into_iter().map(NodeId).collect();
         let placement = space.partitions.into_iter().map(nodes).collect();
-        Ok(Self { config, replicas: space.replicas, placement })
+        Ok(Self {
+            config,
+            replicas: space.replicas,
+            placement,
+        })
     }
 }
 
@@ -188,7 +221,10 @@ impl From<&ControlRefusal> for wire::Refusal {
             ControlRefusal::InvalidNode { reason } => (Code::InvalidNode, reason.as_str()),
             ControlRefusal::Limit { reason } => (Code::Limit, reason.as_str()),
         };
-        Self { code: code.into(), reason: reason.to_owned() }
+        Self {
+            code: code.into(),
+            reason: reason.to_owned(),
+        }
     }
 }
 
@@ -227,13 +263,23 @@ mod tests {
     #[test]
     fn replies_survive_their_encoding() {
         let outcomes = [
-            Ok(ControlOutcome::NodeRegistered { node: NodeId(3), known: true }),
-            Ok(ControlOutcome::SpaceCreated { space: SpaceId(2), existed: false }),
+            Ok(ControlOutcome::NodeRegistered {
+                node: NodeId(3),
+                known: true,
+            }),
+            Ok(ControlOutcome::SpaceCreated {
+                space: SpaceId(2),
+                existed: false,
+            }),
             Ok(ControlOutcome::SpaceDropped { space: SpaceId(9) }),
             Ok(ControlOutcome::MarkAllocated { mark: MarkId(1) }),
             Err(ControlRefusal::NotInitialized),
-            Err(ControlRefusal::UnknownSpace { name: "words".into() }),
-            Err(ControlRefusal::SpaceExistsDifferent { reason: "dimension 3, not 4".into() }),
+            Err(ControlRefusal::UnknownSpace {
+                name: "words".into(),
+            }),
+            Err(ControlRefusal::SpaceExistsDifferent {
+                reason: "dimension 3, not 4".into(),
+            }),
         ];
         for outcome in outcomes {
             let reply = ControlReply { index: 7, outcome };
@@ -245,7 +291,13 @@ mod tests {
     fn an_unknown_command_is_an_error() {
         assert_eq!(decode_command(&[]), Err(WireError::Missing("the command")));
         // Field 99, length-delimited, empty: a command of a later version.
-        assert_eq!(decode_command(&[0x9a, 0x06, 0]), Err(WireError::Missing("the command")));
-        assert!(matches!(decode_command(&[0xff]), Err(WireError::Malformed(_))));
+        assert_eq!(
+            decode_command(&[0x9a, 0x06, 0]),
+            Err(WireError::Missing("the command"))
+        );
+        assert!(matches!(
+            decode_command(&[0xff]),
+            Err(WireError::Malformed(_))
+        ));
     }
 }

@@ -6,7 +6,9 @@ use crate::control::samples;
 fn three_nodes() -> ClusterMap {
     let mut map = ClusterMap::default();
     for command in samples::commands().into_iter().take(3) {
-        apply(&mut map, &command).outcome.expect("a founded cluster");
+        apply(&mut map, &command)
+            .outcome
+            .expect("a founded cluster");
     }
     map
 }
@@ -19,19 +21,28 @@ fn create(map: &mut ClusterMap, space: &NewSpace) -> Result<ControlOutcome, Cont
 
 /// Everything but the count of commands.
 fn state(map: &ClusterMap) -> ClusterMap {
-    ClusterMap { index: 0, ..map.clone() }
+    ClusterMap {
+        index: 0,
+        ..map.clone()
+    }
 }
 
 #[test]
 fn nothing_happens_before_the_founding() {
     let mut map = ClusterMap::default();
     for command in samples::commands().into_iter().skip(1) {
-        assert_eq!(apply(&mut map, &command).outcome, Err(ControlRefusal::NotInitialized));
+        assert_eq!(
+            apply(&mut map, &command).outcome,
+            Err(ControlRefusal::NotInitialized)
+        );
     }
     assert_eq!(state(&map), ClusterMap::default());
     assert_eq!(
         apply(&mut map, &samples::init()).outcome,
-        Ok(ControlOutcome::NodeRegistered { node: NodeId(1), known: false })
+        Ok(ControlOutcome::NodeRegistered {
+            node: NodeId(1),
+            known: false
+        })
     );
 }
 
@@ -39,22 +50,40 @@ fn nothing_happens_before_the_founding() {
 fn a_cluster_is_founded_once() {
     let mut map = three_nodes();
     let again = apply(&mut map, &samples::init()).outcome;
-    assert_eq!(again, Ok(ControlOutcome::NodeRegistered { node: NodeId(1), known: true }));
+    assert_eq!(
+        again,
+        Ok(ControlOutcome::NodeRegistered {
+            node: NodeId(1),
+            known: true
+        })
+    );
     let other = ControlCommand::InitCluster {
         cluster: ClusterId([8; 16]),
         founder: samples::node(7),
     };
     let before = state(&map);
-    assert!(matches!(apply(&mut map, &other).outcome, Err(ControlRefusal::OtherCluster { .. })));
+    assert!(matches!(
+        apply(&mut map, &other).outcome,
+        Err(ControlRefusal::OtherCluster { .. })
+    ));
     assert_eq!(state(&map), before);
 }
 
 #[test]
 fn a_node_keeps_its_id_and_may_move() {
     let mut map = three_nodes();
-    let moved = NodeDescription { peer_address: "elsewhere:1".into(), ..samples::node(2) };
+    let moved = NodeDescription {
+        peer_address: "elsewhere:1".into(),
+        ..samples::node(2)
+    };
     let reply = apply(&mut map, &ControlCommand::RegisterNode(moved)).outcome;
-    assert_eq!(reply, Ok(ControlOutcome::NodeRegistered { node: NodeId(2), known: true }));
+    assert_eq!(
+        reply,
+        Ok(ControlOutcome::NodeRegistered {
+            node: NodeId(2),
+            known: true
+        })
+    );
     assert_eq!(map.nodes[&NodeId(2)].peer_address, "elsewhere:1");
     assert_eq!(map.nodes.len(), 3);
 }
@@ -63,9 +92,15 @@ fn a_node_keeps_its_id_and_may_move() {
 fn a_node_without_an_address_is_refused() {
     let mut map = three_nodes();
     for bad in ["", "host", "host:0", ":80", "host:70000"] {
-        let node = NodeDescription { client_address: bad.into(), ..samples::node(4) };
+        let node = NodeDescription {
+            client_address: bad.into(),
+            ..samples::node(4)
+        };
         let outcome = apply(&mut map, &ControlCommand::RegisterNode(node)).outcome;
-        assert!(matches!(outcome, Err(ControlRefusal::InvalidNode { .. })), "{bad}");
+        assert!(
+            matches!(outcome, Err(ControlRefusal::InvalidNode { .. })),
+            "{bad}"
+        );
     }
     assert_eq!(map.nodes.len(), 3);
 }
@@ -75,22 +110,40 @@ fn a_space_is_created_once() {
     let mut map = three_nodes();
     let space = samples::space("words", &[&[1, 2, 3], &[2, 3, 1]]);
     let created = create(&mut map, &space);
-    assert_eq!(created, Ok(ControlOutcome::SpaceCreated { space: SpaceId(1), existed: false }));
+    assert_eq!(
+        created,
+        Ok(ControlOutcome::SpaceCreated {
+            space: SpaceId(1),
+            existed: false
+        })
+    );
     let before = state(&map);
 
     // Another proposer drew another seed and another placement: still the same space.
     let mut again = samples::space("words", &[&[3, 2, 1], &[1, 3, 2]]);
     again.config.index.level_seed = 7;
     let existing = create(&mut map, &again);
-    assert_eq!(existing, Ok(ControlOutcome::SpaceCreated { space: SpaceId(1), existed: true }));
+    assert_eq!(
+        existing,
+        Ok(ControlOutcome::SpaceCreated {
+            space: SpaceId(1),
+            existed: true
+        })
+    );
 
     let mut other = space.clone();
     other.config.dimension = 9;
     let refused = create(&mut map, &other);
     let reason = "its dimension is 8, not 9".to_owned();
-    assert_eq!(refused, Err(ControlRefusal::SpaceExistsDifferent { reason }));
+    assert_eq!(
+        refused,
+        Err(ControlRefusal::SpaceExistsDifferent { reason })
+    );
     let fewer = samples::space("words", &[&[1, 2, 3]]);
-    assert!(matches!(create(&mut map, &fewer), Err(ControlRefusal::SpaceExistsDifferent { .. })));
+    assert!(matches!(
+        create(&mut map, &fewer),
+        Err(ControlRefusal::SpaceExistsDifferent { .. })
+    ));
     assert_eq!(state(&map), before);
 }
 
@@ -103,20 +156,34 @@ fn impossible_spaces_are_refused() {
         assert!(outcome.is_err(), "{placement:?}");
     }
     let mut unnamed = samples::space("", &[&[1]]);
-    assert!(matches!(create(&mut map, &unnamed), Err(ControlRefusal::InvalidConfig { .. })));
+    assert!(matches!(
+        create(&mut map, &unnamed),
+        Err(ControlRefusal::InvalidConfig { .. })
+    ));
     unnamed.config.name = "words".into();
     unnamed.config.dimension = 0;
-    assert!(matches!(create(&mut map, &unnamed), Err(ControlRefusal::InvalidConfig { .. })));
+    assert!(matches!(
+        create(&mut map, &unnamed),
+        Err(ControlRefusal::InvalidConfig { .. })
+    ));
     assert_eq!(state(&map), before);
 }
 
 #[test]
 fn large_spaces_have_groups_of_their_own_and_small_ones_share() {
     let mut map = three_nodes();
-    create(&mut map, &samples::space("large", &[&[1, 2, 3], &[2, 3, 1]])).expect("created");
+    create(
+        &mut map,
+        &samples::space("large", &[&[1, 2, 3], &[2, 3, 1]]),
+    )
+    .expect("created");
     assert_eq!(map.groups.len(), 2);
     for n in 0..SHARED_GROUPS_MAX * 2 {
-        create(&mut map, &samples::space(&format!("small-{n}"), &[&[1, 2, 3]])).expect("created");
+        create(
+            &mut map,
+            &samples::space(&format!("small-{n}"), &[&[1, 2, 3]]),
+        )
+        .expect("created");
     }
     assert_eq!(map.groups.len(), 2 + SHARED_GROUPS_MAX);
     for group in map.groups.values().filter(|group| group.shared) {
@@ -130,10 +197,15 @@ fn dropping_frees_a_spaces_own_groups_only() {
     create(&mut map, &samples::space("large", &[&[1], &[2]])).expect("created");
     create(&mut map, &samples::space("small", &[&[1]])).expect("created");
     for name in ["large", "small"] {
-        apply(&mut map, &ControlCommand::DropSpace { name: name.into() }).outcome.expect("dropped");
+        apply(&mut map, &ControlCommand::DropSpace { name: name.into() })
+            .outcome
+            .expect("dropped");
         map.validate();
         let again = apply(&mut map, &ControlCommand::DropSpace { name: name.into() }).outcome;
-        assert_eq!(again, Err(ControlRefusal::UnknownSpace { name: name.into() }));
+        assert_eq!(
+            again,
+            Err(ControlRefusal::UnknownSpace { name: name.into() })
+        );
     }
     assert!(map.groups.values().all(|group| group.shared));
     assert_eq!(map.groups.len(), 1);
@@ -145,7 +217,9 @@ fn control_voters_are_odd_and_the_oldest() {
     apply(&mut map, &samples::init()).outcome.expect("founded");
     let mut counts = vec![map.control_voters().len()];
     for n in 2..=7 {
-        apply(&mut map, &ControlCommand::RegisterNode(samples::node(n))).outcome.expect("joined");
+        apply(&mut map, &ControlCommand::RegisterNode(samples::node(n)))
+            .outcome
+            .expect("joined");
         counts.push(map.control_voters().len());
     }
     assert_eq!(counts, [1, 1, 3, 3, 5, 5, 5]);
