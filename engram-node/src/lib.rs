@@ -3,7 +3,11 @@
 //! Services hold no logic; only `consensus` speaks openraft; only `membership` speaks foca;
 //! everything that touches the machine goes through `seams`.
 
+pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod membership;
+pub mod placement;
+pub mod replica;
 pub mod seams;
 pub mod transport;
