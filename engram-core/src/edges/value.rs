@@ -125,7 +125,8 @@ pub fn visible(
                 .map(|(d, c)| (*d, *c)),
         );
     }
-    let base = log.and_then(EdgeState::base).filter(|base| {
+    live.sort_unstable_by_key(|(dot, _)| *dot);
+    let base = log_base.filter(|base| {
         !removers
             .iter()
             .any(|context| covers_context(context, &base.frontier))
