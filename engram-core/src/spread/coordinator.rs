@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::outcome::{Activated, SpreadOutcome, Trace, add_hops, most_activated};
+use super::outcome::{Activated, SpreadOutcome, Trace, add_hops, edges_followed, most_activated};
 use super::parameters::SpreadParameters;
 use super::wire::{
     ParticipantPlan, PlanError, QueryId, Report, ReportEnd, Seed, SlotTable, SpreadStart,
@@ -152,7 +152,7 @@ impl Coordinator {
         }
         pinned.sort_unstable_by_key(|(partition, _)| *partition);
         outcome.missing_seeds.sort_unstable();
-        outcome.edges_followed = outcome.hops.iter().map(|stats| stats.edges_followed).sum();
+        outcome.edges_followed = edges_followed(&outcome.hops);
         for (memory, total) in most_activated(totals, self.plan.parameters.limit) {
             outcome
                 .activated
