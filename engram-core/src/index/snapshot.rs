@@ -245,7 +245,10 @@ fn decode_graph(graph: &Graph, cursor: &mut Cursor<'_>) -> Result<(), SnapshotEr
     let mut progress = graph.progress.lock();
     progress.last_linked = lists.last().map(|(slot, ..)| *slot);
     // The first of those with the greatest level, as when they were linked.
-    let highest = lists.iter().map(|(slot, level, _)| (*level, Reverse(*slot))).max();
+    let highest = lists
+        .iter()
+        .map(|(slot, level, _)| (*level, Reverse(*slot)))
+        .max();
     let entry = highest.map(|(_, Reverse(slot))| slot);
     let lists = lists
         .iter()
