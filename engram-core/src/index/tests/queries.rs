@@ -105,49 +105,44 @@ fn an_unlinked_vector_is_found_at_once() {
     }
 }
 
-/// Identical vectors neither shut themselves off nor stand in the way of others.
+/// Identical vectors neither shut themselves off nor stand in the way of others, whether they come
+/// first, so that the entry point is one of them, or among others.
 #[test]
 fn a_crowd_of_duplicates_strands_nobody() {
+    for ordinary in [0, 1_500] {
+        check_crowd(ordinary);
+    }
+}
+
+fn check_crowd(before: usize) {
     let mut random = StdRng::seed_from_u64(9);
     let crowd = clustered(&mut random);
-    let mut commands = log(10, 1_500, 0);
-    let ordinary = commands
-        .iter()
-        .map(|command| command.inserts.len())
-        .sum::<usize>();
+    let mut commands = log(10, before, 0);
+    let first = commands.iter().map(|command| command.inserts.len()).sum::<usize>();
     for _ in 0..10 {
-        let inserts = (0..100)
-            .map(|_| (owner(&mut random), crowd.clone()))
-            .collect();
-        commands.push(Command {
-            inserts,
-            kills: Vec::new(),
-        });
+        let inserts = (0..100).map(|_| (owner(&mut random), crowd.clone())).collect();
+        commands.push(Command { inserts, kills: Vec::new() });
     }
-    let last = log(11, 1_500, 0);
-    commands.extend(last);
+    commands.extend(log(11, 1_500, 0));
     let partition = filled(&commands, Metric::Cosine);
     check_reachable(&partition);
 
-    let is_crowd = |id: VectorId| (ordinary..ordinary + 1_000).contains(&(id.0 as usize));
+    let is_crowd = |id: VectorId| (first..first + 1_000).contains(&(id.0 as usize));
     let hits = partition.index.search(&crowd, 1_000, 1_000, &is_crowd);
     assert_eq!(hits.len(), 1_000, "all of the crowd is found");
-    let mut found = 0;
-    let mut expected = 0;
+    let (mut found, mut expected) = (0, 0);
     for _ in 0..100 {
-        // Near the crowd, where it could trap the walk.
-        let query: Vec<f32> = crowd
-            .iter()
-            .map(|value| value + random.random_range(-0.3..0.3))
-            .collect();
-        let outside = |id| !is_crowd(id);
-        let exact = partition.index.scan(&query, 10, &outside);
-        let near = partition.index.search(&query, 10, DEFAULT_EFFORT, &outside);
-        assert_eq!(near.len(), 10);
+        // Around the crowd, where it could trap the walk.
+        let query: Vec<f32> =
+            crowd.iter().map(|value| value + random.random_range(-0.4..0.4)).collect();
+        // No filter: it would let the walk go on through the crowd.
+        let exact = partition.index.scan(&query, 10, &everything);
+        let near = partition.index.search(&query, 10, 64, &everything);
         expected += exact.len();
-        found += near.iter().filter(|hit| exact.contains(hit)).count();
+        // Which of the crowd are found does not matter.
+        found += near.iter().filter(|hit| hit.distance <= exact[9].distance).count();
     }
-    assert!(found * 100 >= expected * 95, "{found} of {expected}");
+    assert!(found * 100 >= expected * 90, "{found} of {expected}, {before} before the crowd");
 }
 
 #[test]
