@@ -12,7 +12,6 @@
 //! owners. A reader takes nothing on trust: counts and neighbours are checked against the vectors
 //! that are there, and the lists against the last digest.
 
-use std::cmp::Reverse;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -244,16 +243,11 @@ fn decode_graph(graph: &Graph, cursor: &mut Cursor<'_>) -> Result<(), SnapshotEr
     }
     let mut progress = graph.progress.lock();
     progress.last_linked = lists.last().map(|(slot, ..)| *slot);
-    // The first of those with the greatest level, as when they were linked.
-    let highest = lists
-        .iter()
-        .map(|(slot, level, _)| (*level, Reverse(*slot)))
-        .max();
-    let entry = highest.map(|(_, Reverse(slot))| slot);
     let lists = lists
         .iter()
         .map(|(slot, level, list)| (*slot, *level, list.as_slice()));
-    graph.publish_links(lists, entry, linked);
+    graph.publish_links(lists, None, linked);
+    graph.restore_entry();
     progress.digests = digests;
     Ok(())
 }

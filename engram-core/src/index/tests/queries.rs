@@ -118,10 +118,18 @@ fn check_crowd(before: usize) {
     let mut random = StdRng::seed_from_u64(9);
     let crowd = clustered(&mut random);
     let mut commands = log(10, before, 0);
-    let first = commands.iter().map(|command| command.inserts.len()).sum::<usize>();
+    let first = commands
+        .iter()
+        .map(|command| command.inserts.len())
+        .sum::<usize>();
     for _ in 0..10 {
-        let inserts = (0..100).map(|_| (owner(&mut random), crowd.clone())).collect();
-        commands.push(Command { inserts, kills: Vec::new() });
+        let inserts = (0..100)
+            .map(|_| (owner(&mut random), crowd.clone()))
+            .collect();
+        commands.push(Command {
+            inserts,
+            kills: Vec::new(),
+        });
     }
     commands.extend(log(11, 1_500, 0));
     let partition = filled(&commands, Metric::Cosine);
@@ -133,16 +141,24 @@ fn check_crowd(before: usize) {
     let (mut found, mut expected) = (0, 0);
     for _ in 0..100 {
         // Around the crowd, where it could trap the walk.
-        let query: Vec<f32> =
-            crowd.iter().map(|value| value + random.random_range(-0.4..0.4)).collect();
+        let query: Vec<f32> = crowd
+            .iter()
+            .map(|value| value + random.random_range(-0.4..0.4))
+            .collect();
         // No filter: it would let the walk go on through the crowd.
         let exact = partition.index.scan(&query, 10, &everything);
         let near = partition.index.search(&query, 10, 64, &everything);
         expected += exact.len();
         // Which of the crowd are found does not matter.
-        found += near.iter().filter(|hit| hit.distance <= exact[9].distance).count();
+        found += near
+            .iter()
+            .filter(|hit| hit.distance <= exact[9].distance)
+            .count();
     }
-    assert!(found * 100 >= expected * 90, "{found} of {expected}, {before} before the crowd");
+    assert!(
+        found * 100 >= expected * 97,
+        "{found} of {expected}, {before} before the crowd"
+    );
 }
 
 #[test]
