@@ -8,7 +8,6 @@
 //! What must hold: two replicas that applied the same commands have equal digests, whatever CPU,
 //! thread count, restart history or storage backend they ran on.
 
-
 pub mod command;
 pub mod limits;
 pub mod storage;
