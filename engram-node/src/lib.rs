@@ -4,7 +4,12 @@
 //! everything that touches the machine goes through `seams`.
 
 pub mod cli;
+pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod membership;
+pub mod placement;
+pub mod replica;
 pub mod seams;
 pub mod security;
+pub mod transport;
