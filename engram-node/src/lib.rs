@@ -8,4 +8,6 @@ pub mod consensus;
 pub mod control;
 pub mod membership;
 pub mod placement;
+pub mod routing;
 pub mod seams;
+pub mod services;
