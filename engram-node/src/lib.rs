@@ -8,6 +8,8 @@ pub mod consensus;
 pub mod control;
 pub mod membership;
 pub mod placement;
+pub mod replica;
 pub mod routing;
 pub mod seams;
 pub mod services;
+pub mod transport;

@@ -86,12 +86,7 @@ impl RequestTable {
         Ok(table)
     }
 
-    /// The greatest client ever dropped.
-    pub fn dropped(&self) -> Option<ClientId> {
-        self.dropped
-    }
-
-    /// The same after `change`.
+    /// The greatest client ever dropped, once `change` is true.
     pub fn dropped_after(&self, change: &TableChange) -> Option<ClientId> {
         self.dropped.max(change.evicted)
     }
