@@ -6,6 +6,8 @@
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod liveness;
 pub mod membership;
 pub mod placement;
 pub mod seams;
+pub mod transport;

@@ -1,0 +1,2 @@
+mod peers;
+pub use peers::Peers;
