@@ -6,8 +6,10 @@
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod http;
 pub mod liveness;
 pub mod membership;
 pub mod placement;
 pub mod seams;
+pub mod server;
 pub mod transport;
