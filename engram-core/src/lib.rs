@@ -8,8 +8,14 @@
 //! What must hold: two replicas that applied the same commands have equal digests, whatever CPU,
 //! thread count, restart history or storage backend they ran on.
 
-
 pub mod command;
+pub mod edges;
+pub mod filter;
+pub mod index;
+pub mod kernel;
+pub mod keys;
 pub mod limits;
+pub mod partition;
+pub mod spread;
 pub mod storage;
 pub mod types;
