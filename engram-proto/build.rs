@@ -7,6 +7,9 @@ const FILES: &[&str] = &[
     "engram/log/v1/log.proto",
     "engram/control/v1/control.proto",
     "engram/peer/v1/cluster.proto",
+    "engram/peer/v1/forward.proto",
+    "engram/peer/v1/overlay.proto",
+    "engram/peer/v1/spread.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -39,7 +39,12 @@ pub mod control {
 
 /// What nodes say to each other.
 pub mod peer {
-    tonic::include_proto!("engram.peer.v1");
+    pub use v1::*;
+
+    #[allow(missing_docs)]
+    pub mod v1 {
+        tonic::include_proto!("engram.peer.v1");
+    }
 }
 
 /// All files, encoded as a `FileDescriptorSet`, for gRPC reflection.

@@ -582,6 +582,7 @@ impl From<&OverlayDelta> for wire::OverlayDelta {
             to: delta.to.as_str().to_owned(),
             relation: delta.relation.as_str().to_owned(),
             stamp: delta.stamp.0,
+            retried: delta.retried,
             change: Some(change),
         }
     }
@@ -612,6 +613,7 @@ impl TryFrom<wire::OverlayDelta> for OverlayDelta {
             to: memory_id("to", message.to)?,
             relation: relation(message.relation)?,
             stamp: Hlc(message.stamp),
+            retried: message.retried,
             change,
         })
     }

@@ -169,17 +169,18 @@ fn arb_delta() -> impl Strategy<Value = OverlayDelta> {
         arb_id(),
         arb_id(),
         arb_relation(),
-        any::<u64>(),
+        (any::<u64>(), any::<bool>()),
         change,
     )
         .prop_map(
-            |(dot, request, from, to, relation, stamp, change)| OverlayDelta {
+            |(dot, request, from, to, relation, (stamp, retried), change)| OverlayDelta {
                 dot,
                 request,
                 from,
                 to,
                 relation,
                 stamp: Hlc(stamp),
+                retried,
                 change,
             },
         )
