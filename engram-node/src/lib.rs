@@ -11,5 +11,6 @@ pub mod liveness;
 pub mod membership;
 pub mod placement;
 pub mod seams;
+pub mod security;
 pub mod server;
 pub mod transport;
