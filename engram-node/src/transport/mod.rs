@@ -1,2 +1,0 @@
-mod peers;
-pub use peers::Peers;
