@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "engram/peer/v1/cluster.proto",
     "engram/peer/v1/forward.proto",
     "engram/peer/v1/overlay.proto",
+    "engram/peer/v1/raft.proto",
     "engram/peer/v1/spread.proto",
 ];
 
