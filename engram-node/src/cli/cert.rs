@@ -70,7 +70,11 @@ pub enum CertError {
     #[error("'{name}' cannot be a name here: {reason}")]
     Name { name: String, reason: &'static str },
     #[error("{action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Issue(#[from] IssueError),
 }
@@ -80,15 +84,19 @@ pub enum CertError {
 /// # Errors
 /// When something is in the way or cannot be written; what was written before stays.
 pub fn run(args: &CertArgs, seams: &Seams) -> Result<String, CertError> {
-    let validity = |days| Validity { now_millis: seams.clock.wall_millis(), days };
+    let validity = |days| Validity {
+        now_millis: seams.clock.wall_millis(),
+        days,
+    };
     match &args.command {
         CertCommand::CreateCa { dir, days } => create_ca(dir, validity(*days), seams),
-        CertCommand::CreateNode { dir, name, hosts, days } => {
-            create_node(dir, name, hosts, validity(*days))
-        }
-        CertCommand::CreateClient { dir, name, days } => {
-            create_client(dir, name, validity(*days))
-        }
+        CertCommand::CreateNode {
+            dir,
+            name,
+            hosts,
+            days,
+        } => create_node(dir, name, hosts, validity(*days)),
+        CertCommand::CreateClient { dir, name, days } => create_client(dir, name, validity(*days)),
     }
 }
 
@@ -161,13 +169,19 @@ impl Authority {
         if !certificate.exists() || !key.exists() {
             return Err(CertError::NoAuthority(dir.into()));
         }
-        Ok(Self { certificate: read(&certificate)?, key: read(&key)? })
+        Ok(Self {
+            certificate: read(&certificate)?,
+            key: read(&key)?,
+        })
     }
 }
 
 /// The directory of a node or client: one plain component below `dir`.
 fn target(dir: &Path, name: &str) -> Result<PathBuf, CertError> {
-    let refused = |reason| CertError::Name { name: name.to_owned(), reason };
+    let refused = |reason| CertError::Name {
+        name: name.to_owned(),
+        reason,
+    };
     check_name(name).map_err(refused)?;
     if name.starts_with(['.', '-']) {
         return Err(refused("it begins with a letter, a digit, _ or @"));
@@ -181,8 +195,15 @@ fn read(path: &Path) -> Result<String, CertError> {
 
 /// Writes the files, none if one of them exists, and lists them.
 fn write_all(dir: &Path, contents: &[(&str, &str)]) -> Result<String, CertError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making", dir))?;
-    let taken = contents.iter().map(|(name, _)| dir.join(name)).find(|path| path.exists());
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed("making", dir))?;
+    let taken = contents
+        .iter()
+        .map(|(name, _)| dir.join(name))
+        .find(|path| path.exists());
     if let Some(path) = taken {
         return Err(CertError::Exists(path));
     }
@@ -191,7 +212,11 @@ fn write_all(dir: &Path, contents: &[(&str, &str)]) -> Result<String, CertError>
         let path = dir.join(name);
         write_new(&path, content).map_err(|source| match source.kind() {
             io::ErrorKind::AlreadyExists => CertError::Exists(path.clone()),
-            _ => CertError::Io { action: "writing", path: path.clone(), source },
+            _ => CertError::Io {
+                action: "writing",
+                path: path.clone(),
+                source,
+            },
         })?;
         writeln!(written, "wrote {}", path.display())
             .unwrap_or_else(|_| unreachable!("a string takes all"));
@@ -200,14 +225,22 @@ fn write_all(dir: &Path, contents: &[(&str, &str)]) -> Result<String, CertError>
 }
 
 fn write_new(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     io::Write::write_all(&mut file, content.as_bytes())?;
     file.sync_all()
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CertError {
     let path = path.to_owned();
-    move |source| CertError::Io { action, path, source }
+    move |source| CertError::Io {
+        action,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -238,10 +271,22 @@ mod tests {
         let root = dir.path().join("certs");
         let path = root.to_str().unwrap();
         cert(&["create-ca", "--dir", path]).unwrap();
-        cert(&["create-node", "--dir", path, "--name", "n1", "--host", "127.0.0.1"]).unwrap();
+        cert(&[
+            "create-node",
+            "--dir",
+            path,
+            "--name",
+            "n1",
+            "--host",
+            "127.0.0.1",
+        ])
+        .unwrap();
         cert(&["create-client", "--dir", path, "--name", "app"]).unwrap();
 
-        let options = SecurityOptions { tls_dir: Some(root.join("n1")), ..Default::default() };
+        let options = SecurityOptions {
+            tls_dir: Some(root.join("n1")),
+            ..Default::default()
+        };
         let seams = os::seams(RocksOptions::default());
         let security = Security::load(&options, seams.disk.as_ref()).unwrap();
         assert!(security.protection().tls && security.protection().cluster_key);
@@ -250,7 +295,10 @@ mod tests {
             let mode = fs::metadata(root.join(file)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{file}");
         }
-        assert!(!root.join("n1/ca.key").exists(), "the authority's key stays where it was made");
+        assert!(
+            !root.join("n1/ca.key").exists(),
+            "the authority's key stays where it was made"
+        );
     }
 
     #[test]
@@ -259,10 +307,21 @@ mod tests {
         let path = dir.path().to_str().unwrap();
         cert(&["create-ca", "--dir", path]).unwrap();
         let before = fs::read(dir.path().join("ca.key")).unwrap();
-        assert!(matches!(cert(&["create-ca", "--dir", path]), Err(CertError::Exists(_))));
+        assert!(matches!(
+            cert(&["create-ca", "--dir", path]),
+            Err(CertError::Exists(_))
+        ));
         assert_eq!(fs::read(dir.path().join("ca.key")).unwrap(), before);
 
-        let node = ["create-node", "--dir", path, "--name", "n1", "--host", "n1.example"];
+        let node = [
+            "create-node",
+            "--dir",
+            path,
+            "--name",
+            "n1",
+            "--host",
+            "n1.example",
+        ];
         cert(&node).unwrap();
         assert!(matches!(cert(&node), Err(CertError::Exists(_))));
     }
@@ -279,10 +338,32 @@ mod tests {
             let result = cert(&["create-client", "--dir", path, &name]);
             assert!(matches!(result, Err(CertError::Name { .. })), "{name}");
         }
-        let bad_host = ["create-node", "--dir", path, "--name", "n1", "--host", "härte"];
-        assert!(matches!(cert(&bad_host), Err(CertError::Issue(IssueError::Host(_)))));
-        let bad_days = ["create-client", "--dir", path, "--name", "app", "--days", "0"];
-        assert!(matches!(cert(&bad_days), Err(CertError::Issue(IssueError::Validity(0)))));
+        let bad_host = [
+            "create-node",
+            "--dir",
+            path,
+            "--name",
+            "n1",
+            "--host",
+            "härte",
+        ];
+        assert!(matches!(
+            cert(&bad_host),
+            Err(CertError::Issue(IssueError::Host(_)))
+        ));
+        let bad_days = [
+            "create-client",
+            "--dir",
+            path,
+            "--name",
+            "app",
+            "--days",
+            "0",
+        ];
+        assert!(matches!(
+            cert(&bad_days),
+            Err(CertError::Issue(IssueError::Validity(0)))
+        ));
         assert!(!dir.path().join("n1").exists());
     }
 }

@@ -43,9 +43,17 @@ pub enum TokenError {
     #[error("{} has {TOKENS_MAX} tokens, which is the limit: remove those not used any more", .0.display())]
     Full(PathBuf),
     #[error("{}: line {line}: {reason}", path.display())]
-    Line { path: PathBuf, line: usize, reason: &'static str },
+    Line {
+        path: PathBuf,
+        line: usize,
+        reason: &'static str,
+    },
     #[error("{action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 /// Runs `engram token` and returns the token: the caller prints it, and it is nowhere else.
@@ -53,9 +61,15 @@ pub enum TokenError {
 /// # Errors
 /// When the file cannot take it; the file is unchanged then.
 pub fn run(args: &TokenArgs, entropy: &dyn Entropy) -> Result<String, TokenError> {
-    let TokenCommand::Create { token_file, name, role } = &args.command;
-    tokens::check_name(name)
-        .map_err(|reason| TokenError::Name { name: name.clone(), reason })?;
+    let TokenCommand::Create {
+        token_file,
+        name,
+        role,
+    } = &args.command;
+    tokens::check_name(name).map_err(|reason| TokenError::Name {
+        name: name.clone(),
+        reason,
+    })?;
     let text = match fs::read_to_string(token_file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         other => other.map_err(|source| failed("reading", token_file, source))?,
@@ -66,7 +80,10 @@ pub fn run(args: &TokenArgs, entropy: &dyn Entropy) -> Result<String, TokenError
         reason,
     })?;
     if known.has(name) {
-        return Err(TokenError::Exists { name: name.clone(), path: token_file.clone() });
+        return Err(TokenError::Exists {
+            name: name.clone(),
+            path: token_file.clone(),
+        });
     }
     if known.len() == TOKENS_MAX {
         return Err(TokenError::Full(token_file.clone()));
@@ -74,20 +91,32 @@ pub fn run(args: &TokenArgs, entropy: &dyn Entropy) -> Result<String, TokenError
 
     let token = tokens::mint(entropy);
     // The last line of a file edited by hand may lack its end.
-    let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    let end = if text.is_empty() || text.ends_with('\n') {
+        ""
+    } else {
+        "\n"
+    };
     let line = format!("{end}{}\n", tokens::line(name, *role, &token));
     append(token_file, &line).map_err(|source| failed("writing", token_file, source))?;
     Ok(token)
 }
 
 fn append(path: &Path, line: &str) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(line.as_bytes())?;
     file.sync_all()
 }
 
 fn failed(action: &'static str, path: &Path, source: io::Error) -> TokenError {
-    TokenError::Io { action, path: path.into(), source }
+    TokenError::Io {
+        action,
+        path: path.into(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -108,7 +137,16 @@ mod tests {
 
     fn create(file: &Path, name: &str, role: &str) -> Result<String, TokenError> {
         let file = file.to_str().unwrap();
-        let words = ["token", "create", "--token-file", file, "--name", name, "--role", role];
+        let words = [
+            "token",
+            "create",
+            "--token-file",
+            file,
+            "--name",
+            name,
+            "--role",
+            role,
+        ];
         let seams = os::seams(RocksOptions::default());
         run(&Line::parse_from(words).args, seams.entropy.as_ref())
     }
@@ -126,9 +164,15 @@ mod tests {
         let text = fs::read_to_string(&file).unwrap();
         let tokens = Tokens::parse(&text).unwrap();
         assert_eq!(tokens.holder(first.as_bytes()), Some(("app", Role::Read)));
-        assert_eq!(tokens.holder(second.as_bytes()), Some(("root", Role::Admin)));
+        assert_eq!(
+            tokens.holder(second.as_bytes()),
+            Some(("root", Role::Admin))
+        );
         assert!(!text.contains(&first) && !text.contains(&second));
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
@@ -137,11 +181,20 @@ mod tests {
         let file = dir.path().join("tokens");
         create(&file, "app", "read").unwrap();
         let before = fs::read(&file).unwrap();
-        assert!(matches!(create(&file, "app", "admin"), Err(TokenError::Exists { .. })));
-        assert!(matches!(create(&file, "a b", "read"), Err(TokenError::Name { .. })));
+        assert!(matches!(
+            create(&file, "app", "admin"),
+            Err(TokenError::Exists { .. })
+        ));
+        assert!(matches!(
+            create(&file, "a b", "read"),
+            Err(TokenError::Name { .. })
+        ));
         assert_eq!(fs::read(&file).unwrap(), before);
 
         fs::write(&file, "nonsense\n").unwrap();
-        assert!(matches!(create(&file, "x", "read"), Err(TokenError::Line { line: 1, .. })));
+        assert!(matches!(
+            create(&file, "x", "read"),
+            Err(TokenError::Line { line: 1, .. })
+        ));
     }
 }

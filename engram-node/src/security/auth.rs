@@ -68,14 +68,25 @@ impl Authenticator {
 
     /// `None`: admitted without a name.
     fn admit(&self, path: &str, headers: &http::HeaderMap) -> Result<Option<Caller>, Refusal> {
-        let Some(tokens) = &self.tokens else { return Ok(None) };
-        let Some(needed) = required_role(path) else { return Ok(None) };
+        let Some(tokens) = &self.tokens else {
+            return Ok(None);
+        };
+        let Some(needed) = required_role(path) else {
+            return Ok(None);
+        };
         let token = bearer(headers)?;
         let (name, role) = tokens.holder(token).ok_or(Refusal::UnknownToken)?;
         if role < needed {
-            return Err(Refusal::Role { name: name.to_owned(), role, needed });
+            return Err(Refusal::Role {
+                name: name.to_owned(),
+                role,
+                needed,
+            });
         }
-        Ok(Some(Caller { name: name.into(), role }))
+        Ok(Some(Caller {
+            name: name.into(),
+            role,
+        }))
     }
 }
 
@@ -108,21 +119,31 @@ enum Refusal {
     #[error("the token is not one of this node's")]
     UnknownToken,
     #[error("'{name}' has the role {}, this call needs {}", role.name(), needed.name())]
-    Role { name: String, role: Role, needed: Role },
+    Role {
+        name: String,
+        role: Role,
+        needed: Role,
+    },
 }
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         let (code, name, hint) = match refusal {
-            Refusal::NoToken => {
-                (Code::Unauthenticated, "TOKEN_REQUIRED", "pass --token-file or ENGRAM_TOKEN")
-            }
-            Refusal::UnknownToken => {
-                (Code::Unauthenticated, "TOKEN_UNKNOWN", "make one with 'engram token create'")
-            }
-            Refusal::Role { .. } => {
-                (Code::PermissionDenied, "ROLE_TOO_LOW", "use a token with a greater role")
-            }
+            Refusal::NoToken => (
+                Code::Unauthenticated,
+                "TOKEN_REQUIRED",
+                "pass --token-file or ENGRAM_TOKEN",
+            ),
+            Refusal::UnknownToken => (
+                Code::Unauthenticated,
+                "TOKEN_UNKNOWN",
+                "make one with 'engram token create'",
+            ),
+            Refusal::Role { .. } => (
+                Code::PermissionDenied,
+                "ROLE_TOO_LOW",
+                "use a token with a greater role",
+            ),
         };
         let detail = ErrorDetail {
             code: name.to_owned(),
@@ -139,7 +160,10 @@ impl<S> Layer<S> for Authenticator {
     type Service = Authenticated<S>;
 
     fn layer(&self, inner: S) -> Authenticated<S> {
-        Authenticated { authenticator: self.clone(), inner }
+        Authenticated {
+            authenticator: self.clone(),
+            inner,
+        }
     }
 }
 
@@ -163,7 +187,10 @@ where
     }
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
-        match self.authenticator.admit(request.uri().path(), request.headers()) {
+        match self
+            .authenticator
+            .admit(request.uri().path(), request.headers())
+        {
             Ok(caller) => {
                 if let Some(caller) = caller {
                     request.extensions_mut().insert(caller);
@@ -212,7 +239,10 @@ mod tests {
                 }
             }
         }
-        let listed: BTreeSet<_> = METHODS.iter().map(|(method, _)| (*method).to_owned()).collect();
+        let listed: BTreeSet<_> = METHODS
+            .iter()
+            .map(|(method, _)| (*method).to_owned())
+            .collect();
         assert_eq!(listed.len(), METHODS.len(), "a method is listed twice");
         assert_eq!(listed, methods);
     }
@@ -234,21 +264,45 @@ mod tests {
         let get = "/engram.v1.Memories/Get";
         assert_eq!(auth.admit(get, &HeaderMap::new()), Err(Refusal::NoToken));
         for bad in ["", "Bearer", "Bearer ", "Basic r", "r"] {
-            assert_eq!(auth.admit(get, &headers(bad)), Err(Refusal::NoToken), "{bad}");
+            assert_eq!(
+                auth.admit(get, &headers(bad)),
+                Err(Refusal::NoToken),
+                "{bad}"
+            );
         }
-        assert_eq!(auth.admit(get, &headers("Bearer x")), Err(Refusal::UnknownToken));
-        assert!(auth.admit(get, &headers("bearer r")).is_ok(), "the scheme has no case");
+        assert_eq!(
+            auth.admit(get, &headers("Bearer x")),
+            Err(Refusal::UnknownToken)
+        );
+        assert!(
+            auth.admit(get, &headers("bearer r")).is_ok(),
+            "the scheme has no case"
+        );
         let mut twice = headers("Bearer r");
-        twice.append(http::header::AUTHORIZATION, HeaderValue::from_static("Bearer a"));
+        twice.append(
+            http::header::AUTHORIZATION,
+            HeaderValue::from_static("Bearer a"),
+        );
         assert_eq!(auth.admit(get, &twice), Err(Refusal::NoToken));
-        assert_eq!(auth.admit("/grpc.health.v1.Health/Check", &HeaderMap::new()), Ok(None));
+        assert_eq!(
+            auth.admit("/grpc.health.v1.Health/Check", &HeaderMap::new()),
+            Ok(None)
+        );
     }
 
     #[test]
     fn an_unlisted_method_needs_admin() {
         let auth = authenticator();
-        for path in ["/engram.v1.Memories/Wipe", "/engram.peer.v1.Raft/Frames", "/", ""] {
-            assert!(matches!(auth.admit(path, &headers("Bearer w")), Err(Refusal::Role { .. })));
+        for path in [
+            "/engram.v1.Memories/Wipe",
+            "/engram.peer.v1.Raft/Frames",
+            "/",
+            "",
+        ] {
+            assert!(matches!(
+                auth.admit(path, &headers("Bearer w")),
+                Err(Refusal::Role { .. })
+            ));
             assert!(auth.admit(path, &headers("Bearer a")).is_ok());
         }
     }
@@ -256,6 +310,9 @@ mod tests {
     #[test]
     fn no_tokens_configured_admits_all() {
         let open = Authenticator::new(None);
-        assert_eq!(open.admit("/engram.v1.Spaces/DropSpace", &HeaderMap::new()), Ok(None));
+        assert_eq!(
+            open.admit("/engram.v1.Spaces/DropSpace", &HeaderMap::new()),
+            Ok(None)
+        );
     }
 }

@@ -56,38 +56,70 @@ fn is_loopback(address: &str) -> bool {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
-        || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NONE: Protection =
-        Protection { tls: false, tokens: false, cluster_key: false, insecure: false };
-    const ALL: Protection =
-        Protection { tls: true, tokens: true, cluster_key: true, insecure: false };
+    const NONE: Protection = Protection {
+        tls: false,
+        tokens: false,
+        cluster_key: false,
+        insecure: false,
+    };
+    const ALL: Protection = Protection {
+        tls: true,
+        tokens: true,
+        cluster_key: true,
+        insecure: false,
+    };
 
     #[test]
     fn loopback_needs_no_protection() {
-        let loopback =
-            ["127.0.0.1:7400", "127.8.0.9:0", "[::1]:7401", "localhost:1", "[::ffff:127.0.0.1]:1"];
+        let loopback = [
+            "127.0.0.1:7400",
+            "127.8.0.9:0",
+            "[::1]:7401",
+            "localhost:1",
+            "[::ffff:127.0.0.1]:1",
+        ];
         assert_eq!(check_exposure(&loopback, NONE), Ok(()));
     }
 
     #[test]
     fn anything_else_needs_all_of_it() {
-        for address in
-            ["0.0.0.0:7400", "[::]:7400", "192.0.2.1:1", "node1:7400", ":7400", "localhost.x:1"]
-        {
+        for address in [
+            "0.0.0.0:7400",
+            "[::]:7400",
+            "192.0.2.1:1",
+            "node1:7400",
+            ":7400",
+            "localhost.x:1",
+        ] {
             let error = check_exposure(&["127.0.0.1:1", address], NONE);
             assert_eq!(error.map_err(|e| e.address), Err(address.to_owned()));
             assert_eq!(check_exposure(&[address], ALL), Ok(()));
         }
         for (half, missing) in [
             (Protection { tls: false, ..ALL }, "TLS"),
-            (Protection { tokens: false, ..ALL }, "client tokens"),
-            (Protection { cluster_key: false, ..ALL }, "a cluster key"),
+            (
+                Protection {
+                    tokens: false,
+                    ..ALL
+                },
+                "client tokens",
+            ),
+            (
+                Protection {
+                    cluster_key: false,
+                    ..ALL
+                },
+                "a cluster key",
+            ),
         ] {
             let error = check_exposure(&["0.0.0.0:1"], half);
             assert_eq!(error.map_err(|e| e.missing), Err(missing.to_owned()));
@@ -96,6 +128,15 @@ mod tests {
 
     #[test]
     fn insecure_waives_it() {
-        assert_eq!(check_exposure(&["0.0.0.0:1"], Protection { insecure: true, ..NONE }), Ok(()));
+        assert_eq!(
+            check_exposure(
+                &["0.0.0.0:1"],
+                Protection {
+                    insecure: true,
+                    ..NONE
+                }
+            ),
+            Ok(())
+        );
     }
 }

@@ -76,7 +76,10 @@ pub fn node(
         CertificateParams::new([host.clone()]).map_err(|_| IssueError::Host(host.clone()))?;
         names.push(host.clone());
     }
-    let uses = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let uses = [
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     leaf(ca_key, name, names, &uses, validity)
 }
 
@@ -85,7 +88,13 @@ pub fn node(
 /// # Errors
 /// As [`node`].
 pub fn client(ca_key: &str, name: &str, validity: Validity) -> Result<Issued, IssueError> {
-    leaf(ca_key, name, Vec::new(), &[ExtendedKeyUsagePurpose::ClientAuth], validity)
+    leaf(
+        ca_key,
+        name,
+        Vec::new(),
+        &[ExtendedKeyUsagePurpose::ClientAuth],
+        validity,
+    )
 }
 
 fn leaf(
@@ -102,7 +111,10 @@ fn leaf(
     params.use_authority_key_identifier_extension = true;
     apply(validity, &mut params)?;
 
-    let issuer = Issuer::new(ca_params(), KeyPair::from_pem(ca_key).map_err(IssueError::CaKey)?);
+    let issuer = Issuer::new(
+        ca_params(),
+        KeyPair::from_pem(ca_key).map_err(IssueError::CaKey)?,
+    );
     let key = KeyPair::generate().map_err(IssueError::Make)?;
     let certificate = params.signed_by(&key, &issuer).map_err(IssueError::Make)?;
     Ok(issued(&certificate, &key))
@@ -136,5 +148,8 @@ fn apply(validity: Validity, params: &mut CertificateParams) -> Result<(), Issue
 }
 
 fn issued(certificate: &Certificate, key: &KeyPair) -> Issued {
-    Issued { certificate: certificate.pem(), key: key.serialize_pem() }
+    Issued {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    }
 }

@@ -55,11 +55,23 @@ pub mod files {
 #[derive(Debug, thiserror::Error)]
 pub enum SecurityError {
     #[error("cannot read the {what} {}: {source}", path.display())]
-    Read { what: &'static str, path: PathBuf, source: std::io::Error },
+    Read {
+        what: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("the {what} {} is not usable: {reason}", path.display())]
-    Unusable { what: &'static str, path: PathBuf, reason: String },
+    Unusable {
+        what: &'static str,
+        path: PathBuf,
+        reason: String,
+    },
     #[error("{}: line {line}: {reason}", path.display())]
-    Token { path: PathBuf, line: usize, reason: &'static str },
+    Token {
+        path: PathBuf,
+        line: usize,
+        reason: &'static str,
+    },
 }
 
 /// What a node's configuration says about its security.
@@ -178,12 +190,23 @@ fn cluster_key(
     };
     let secret = read(WHAT, &path, disk)?.trim_ascii().to_vec();
     if secret.len() < CLUSTER_KEY_BYTES_MIN {
-        let reason = format!("it has {} bytes, fewer than {CLUSTER_KEY_BYTES_MIN}", secret.len());
-        return Err(SecurityError::Unusable { what: WHAT, path, reason });
+        let reason = format!(
+            "it has {} bytes, fewer than {CLUSTER_KEY_BYTES_MIN}",
+            secret.len()
+        );
+        return Err(SecurityError::Unusable {
+            what: WHAT,
+            path,
+            reason,
+        });
     }
     Ok(Some(ClusterSecret(secret)))
 }
 
 fn read(what: &'static str, path: &Path, disk: &dyn Disk) -> Result<Vec<u8>, SecurityError> {
-    disk.read_file(path).map_err(|source| SecurityError::Read { what, path: path.into(), source })
+    disk.read_file(path).map_err(|source| SecurityError::Read {
+        what,
+        path: path.into(),
+        source,
+    })
 }

@@ -41,7 +41,9 @@ impl PeerGuard {
 
 /// Whether a certificate, whose signature TLS has checked, is a node's.
 pub(super) fn is_node(certificate: &CertificateDer<'_>) -> bool {
-    let Ok(name) = ServerName::try_from(PEER_NAME) else { return false };
+    let Ok(name) = ServerName::try_from(PEER_NAME) else {
+        return false;
+    };
     ParsedCertificate::try_from(certificate)
         .is_ok_and(|parsed| verify_server_name(&parsed, &name).is_ok())
 }
@@ -50,7 +52,10 @@ impl<S> Layer<S> for PeerGuard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: *self, inner }
+        Guarded {
+            guard: *self,
+            inner,
+        }
     }
 }
 

@@ -59,7 +59,8 @@ impl TlsFiles {
         certificates("CA certificate", &self.ca, &ca)?;
         let chain = certificates(CERTIFICATE, &self.certificate, &certificate)?;
         if !is_node(&chain[0]) {
-            let reason = format!("it does not have the name {PEER_NAME} ('engram cert create-node')");
+            let reason =
+                format!("it does not have the name {PEER_NAME} ('engram cert create-node')");
             return Err(unusable(CERTIFICATE, &self.certificate, reason));
         }
         // The reason is fixed: a parser's might quote the key.
@@ -106,7 +107,11 @@ fn certificates(
 }
 
 fn unusable(what: &'static str, path: &Path, reason: impl Into<String>) -> SecurityError {
-    SecurityError::Unusable { what, path: path.into(), reason: reason.into() }
+    SecurityError::Unusable {
+        what,
+        path: path.into(),
+        reason: reason.into(),
+    }
 }
 
 /// Checked TLS material.
@@ -147,6 +152,8 @@ impl TlsMaterial {
     }
 
     fn server(&self) -> ServerTlsConfig {
-        ServerTlsConfig::new().identity(self.identity.clone()).timeout(HANDSHAKE_LIMIT)
+        ServerTlsConfig::new()
+            .identity(self.identity.clone())
+            .timeout(HANDSHAKE_LIMIT)
     }
 }

@@ -47,7 +47,9 @@ impl Role {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::Read, Self::Write, Self::Admin].into_iter().find(|role| role.name() == name)
+        [Self::Read, Self::Write, Self::Admin]
+            .into_iter()
+            .find(|role| role.name() == name)
     }
 }
 
@@ -65,7 +67,11 @@ pub fn mint(entropy: &dyn Entropy) -> String {
 /// The line of a token file for `token`.
 #[must_use]
 pub fn line(name: &str, role: Role, token: &str) -> String {
-    format!("{name} {} {}", role.name(), blake3::hash(token.as_bytes()).to_hex())
+    format!(
+        "{name} {} {}",
+        role.name(),
+        blake3::hash(token.as_bytes()).to_hex()
+    )
 }
 
 /// Whether `name` can stand in a token file.
@@ -76,7 +82,10 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() || name.len() > TOKEN_NAME_BYTES_MAX {
         return Err("a name has 1 to 64 bytes");
     }
-    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte)) {
+    if !name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte))
+    {
         return Err("a name consists of letters, digits and -_.@");
     }
     Ok(())
@@ -100,11 +109,17 @@ impl Tokens {
     /// When the file cannot be read, or a line is not a token.
     pub fn load(path: &Path, disk: &dyn Disk) -> Result<Self, SecurityError> {
         const WHAT: &str = "token file";
-        let text = String::from_utf8(read(WHAT, path, disk)?).map_err(|_| {
-            SecurityError::Unusable { what: WHAT, path: path.into(), reason: "not UTF-8".into() }
-        })?;
-        Self::parse(&text)
-            .map_err(|(line, reason)| SecurityError::Token { path: path.into(), line, reason })
+        let text =
+            String::from_utf8(read(WHAT, path, disk)?).map_err(|_| SecurityError::Unusable {
+                what: WHAT,
+                path: path.into(),
+                reason: "not UTF-8".into(),
+            })?;
+        Self::parse(&text).map_err(|(line, reason)| SecurityError::Token {
+            path: path.into(),
+            line,
+            reason,
+        })
     }
 
     /// # Errors
@@ -167,7 +182,11 @@ fn parse_line(line: &str) -> Result<Entry, &'static str> {
     check_name(name)?;
     let role = Role::parse(role).ok_or("the role is not read, write or admin")?;
     let hash = blake3::Hash::from_hex(hash).map_err(|_| "the hash is not 64 hexadecimal digits")?;
-    Ok(Entry { name: name.to_owned(), role, hash: *hash.as_bytes() })
+    Ok(Entry {
+        name: name.to_owned(),
+        role,
+        hash: *hash.as_bytes(),
+    })
 }
 
 #[cfg(test)]
@@ -211,8 +230,9 @@ mod tests {
 
     #[test]
     fn the_number_of_tokens_is_bounded() {
-        let text: String =
-            (0..=TOKENS_MAX).map(|i| line(&format!("n{i}"), Role::Read, "t") + "\n").collect();
+        let text: String = (0..=TOKENS_MAX)
+            .map(|i| line(&format!("n{i}"), Role::Read, "t") + "\n")
+            .collect();
         let error = Tokens::parse(&text).map(|t| t.len());
         assert_eq!(error.map_err(|(line, _)| line), Err(TOKENS_MAX + 1));
     }
