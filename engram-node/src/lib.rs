@@ -10,6 +10,7 @@ pub mod http;
 pub mod liveness;
 pub mod membership;
 pub mod placement;
+pub mod replica;
 pub mod seams;
 pub mod security;
 pub mod server;

@@ -145,7 +145,10 @@ fn create_space(map: &mut ClusterMap, space: &NewSpace) -> Result<ControlOutcome
                 // A repeated proposal of the creator itself carries the seed that it drew.
                 let seed = space.config.index.level_seed;
                 let existed = existing.config.index.level_seed != seed;
-                Ok(ControlOutcome::SpaceCreated { space: existing.config.space, existed })
+                Ok(ControlOutcome::SpaceCreated {
+                    space: existing.config.space,
+                    existed,
+                })
             }
             Some(reason) => Err(ControlRefusal::SpaceExistsDifferent { reason }),
         };

@@ -293,6 +293,7 @@ impl From<ProposeError> for Failed {
             ProposeError::NotLeader { hint, .. } => (MayBeApplied::No, hint),
             ProposeError::Unknown { .. } => (MayBeApplied::Yes, None),
             ProposeError::NoReplica { .. }
+            | ProposeError::TooLarge { .. }
             | ProposeError::Stopped { .. }
             | ProposeError::Overloaded { .. } => (MayBeApplied::No, None),
         };

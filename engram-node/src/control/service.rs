@@ -146,6 +146,7 @@ fn not_executed(error: &ProposeError) -> NotExecuted {
         ProposeError::NotLeader { hint, .. } => hint.map_or(0, |node| node.0),
         ProposeError::NoReplica { .. }
         | ProposeError::Unknown { .. }
+        | ProposeError::TooLarge { .. }
         | ProposeError::Stopped { .. }
         | ProposeError::Overloaded { .. } => 0,
     };

@@ -51,8 +51,13 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(Shared { health, metrics });
-    let listener = Accepting { listener, clock: seams.clock };
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop).await;
+    let listener = Accepting {
+        listener,
+        clock: seams.clock,
+    };
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(stop)
+        .await;
     if let Err(error) = served {
         tracing::error!(%error, "the HTTP port failed");
     }

@@ -44,8 +44,15 @@ impl NodeIdentity {
         };
         let now = seams.clock.wall_millis();
         let record = match stored {
-            Some(record) => Self { incarnation: now.max(record.incarnation + 1), ..record },
-            None => Self { identity: seams.random_id(), incarnation: now.max(1), member: None },
+            Some(record) => Self {
+                incarnation: now.max(record.incarnation + 1),
+                ..record
+            },
+            None => Self {
+                identity: seams.random_id(),
+                incarnation: now.max(1),
+                member: None,
+            },
         };
         record.store(storage)?;
         Ok(record)
@@ -74,7 +81,10 @@ impl NodeIdentity {
 }
 
 fn decode(bytes: &[u8]) -> Result<NodeIdentity, StorageError> {
-    let corrupt = |reason: String| StorageError::Corrupt { what: "the node record".into(), reason };
+    let corrupt = |reason: String| StorageError::Corrupt {
+        what: "the node record".into(),
+        reason,
+    };
     match bytes.split_first() {
         Some((&FORMAT, rest)) => {
             postcard::from_bytes(rest).map_err(|error| corrupt(error.to_string()))
@@ -97,16 +107,26 @@ mod tests {
         let mut first = NodeIdentity::open(&storage, &seams).expect("opens");
         assert_eq!(first.member, None);
         let cluster = ClusterId([3; 16]);
-        let member = ClusterMember { cluster, node: NodeId(4), founder: false };
+        let member = ClusterMember {
+            cluster,
+            node: NodeId(4),
+            founder: false,
+        };
         first.become_member(&storage, member).expect("stored");
 
         // Whatever the machine loses, it is not this.
         let second = NodeIdentity::open(&storage.crash(0), &seams).expect("opens");
-        assert_eq!((second.identity, second.member), (first.identity, Some(member)));
+        assert_eq!(
+            (second.identity, second.member),
+            (first.identity, Some(member))
+        );
         assert!(second.incarnation > first.incarnation);
 
         // The clock was far ahead when the last process started.
-        let ahead = NodeIdentity { incarnation: u64::MAX / 2, ..first };
+        let ahead = NodeIdentity {
+            incarnation: u64::MAX / 2,
+            ..first
+        };
         ahead.store(&storage).expect("stored");
         let third = NodeIdentity::open(&storage, &seams).expect("opens");
         assert_eq!(third.incarnation, u64::MAX / 2 + 1);

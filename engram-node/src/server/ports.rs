@@ -19,12 +19,19 @@ pub const ADDRESSES_FILE: &str = "addresses.json";
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
     #[error("cannot listen on {address} ({option}): {source}")]
-    Bind { option: &'static str, address: String, source: std::io::Error },
+    Bind {
+        option: &'static str,
+        address: String,
+        source: std::io::Error,
+    },
     #[error(
         "{option} {address} is every address of this machine: say with --advertise-host by which \
          one others reach it"
     )]
-    NoAdvertisedHost { option: &'static str, address: String },
+    NoAdvertisedHost {
+        option: &'static str,
+        address: String,
+    },
 }
 
 /// Sockets, bound.
@@ -67,7 +74,13 @@ impl Ports {
             peer: advertised("--peer-listen", &config.peer_listen, peer.as_ref(), host)?,
             http: advertised("--http-listen", &config.http_listen, http.as_ref(), host)?,
         };
-        Ok(Self { client, peer, http, datagrams, advertised })
+        Ok(Self {
+            client,
+            peer,
+            http,
+            datagrams,
+            advertised,
+        })
     }
 }
 
@@ -76,7 +89,11 @@ fn bind_error(
     address: &str,
 ) -> impl FnOnce(std::io::Error) -> PortError + use<> {
     let address = address.to_owned();
-    move |source| PortError::Bind { option, address, source }
+    move |source| PortError::Bind {
+        option,
+        address,
+        source,
+    }
 }
 
 async fn listen(
@@ -84,7 +101,9 @@ async fn listen(
     option: &'static str,
     address: &str,
 ) -> Result<Box<dyn Listener>, PortError> {
-    net.listen(address).await.map_err(bind_error(option, address))
+    net.listen(address)
+        .await
+        .map_err(bind_error(option, address))
 }
 
 /// TCP and UDP on one number. When the system chooses it, the number may be taken for UDP.
@@ -112,16 +131,27 @@ fn advertised(
     listener: &dyn Listener,
     host: Option<&str>,
 ) -> Result<String, PortError> {
-    let local: SocketAddr = listener.local_addr().map_err(bind_error(option, configured))?;
+    let local: SocketAddr = listener
+        .local_addr()
+        .map_err(bind_error(option, configured))?;
     if let Some(host) = host {
         let bare_v6 = host.contains(':') && !host.starts_with('[');
-        let host = if bare_v6 { format!("[{host}]") } else { host.to_owned() };
+        let host = if bare_v6 {
+            format!("[{host}]")
+        } else {
+            host.to_owned()
+        };
         return Ok(format!("{host}:{}", local.port()));
     }
     if local.ip().is_unspecified() {
-        return Err(PortError::NoAdvertisedHost { option, address: configured.to_owned() });
+        return Err(PortError::NoAdvertisedHost {
+            option,
+            address: configured.to_owned(),
+        });
     }
-    let host = configured.rsplit_once(':').map_or(configured, |(host, _)| host);
+    let host = configured
+        .rsplit_once(':')
+        .map_or(configured, |(host, _)| host);
     Ok(format!("{host}:{}", local.port()))
 }
 
@@ -132,7 +162,12 @@ impl Advertised {
     /// When the file cannot be written.
     pub fn write(&self, disk: &dyn Disk, data_dir: &Path, node: NodeId) -> std::io::Result<()> {
         let Self { client, peer, http } = self.clone();
-        let file = AddressesFile { client, peer, http, node: node.0 };
+        let file = AddressesFile {
+            client,
+            peer,
+            http,
+            node: node.0,
+        };
         let text = serde_json::to_vec_pretty(&file)?;
         disk.write_file(&data_dir.join(ADDRESSES_FILE), &text)
     }
@@ -161,7 +196,9 @@ mod tests {
     #[tokio::test]
     async fn chosen_ports_are_advertised() {
         let net = os::seams(RocksOptions::default()).net;
-        let ports = Ports::bind(net.as_ref(), &config("127.0.0.1:0", None)).await.expect("bound");
+        let ports = Ports::bind(net.as_ref(), &config("127.0.0.1:0", None))
+            .await
+            .expect("bound");
         let peer = ports.peer.local_addr().expect("bound");
         assert_eq!(ports.advertised.peer, peer.to_string());
         assert_eq!(ports.datagrams.local_addr().expect("bound"), peer);
@@ -174,9 +211,16 @@ mod tests {
     async fn every_address_is_no_address() {
         let net = os::seams(RocksOptions::default()).net;
         let refused = Ports::bind(net.as_ref(), &config("0.0.0.0:0", None)).await;
-        assert!(matches!(refused, Err(PortError::NoAdvertisedHost { option: "--listen", .. })));
-        let ports =
-            Ports::bind(net.as_ref(), &config("0.0.0.0:0", Some("::1"))).await.expect("bound");
+        assert!(matches!(
+            refused,
+            Err(PortError::NoAdvertisedHost {
+                option: "--listen",
+                ..
+            })
+        ));
+        let ports = Ports::bind(net.as_ref(), &config("0.0.0.0:0", Some("::1")))
+            .await
+            .expect("bound");
         assert!(ports.advertised.client.starts_with("[::1]:"));
     }
 
@@ -186,6 +230,12 @@ mod tests {
         let taken = net.listen("127.0.0.1:0").await.expect("a free port");
         let address = taken.local_addr().expect("bound").to_string();
         let refused = Ports::bind(net.as_ref(), &config(&address, None)).await;
-        assert!(matches!(refused, Err(PortError::Bind { option: "--listen", .. })));
+        assert!(matches!(
+            refused,
+            Err(PortError::Bind {
+                option: "--listen",
+                ..
+            })
+        ));
     }
 }
