@@ -30,7 +30,8 @@ pub struct CertArgs {
 #[derive(Clone, Debug, clap::Subcommand)]
 enum CertCommand {
     /// Make a certificate authority and a cluster key in DIR: once per cluster
-    CreateCa {
+    #[command(name = "create-ca")]
+    Ca {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
         /// Days that the authority is valid
@@ -38,7 +39,8 @@ enum CertCommand {
         days: u32,
     },
     /// Make what one node needs, in DIR/NAME, with the authority in DIR
-    CreateNode {
+    #[command(name = "create-node")]
+    Node {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
         #[arg(long)]
@@ -50,7 +52,8 @@ enum CertCommand {
         days: u32,
     },
     /// Make a client's certificate, in DIR/NAME, with the authority in DIR
-    CreateClient {
+    #[command(name = "create-client")]
+    Client {
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
         #[arg(long)]
@@ -89,14 +92,14 @@ pub fn run(args: &CertArgs, seams: &Seams) -> Result<String, CertError> {
         days,
     };
     match &args.command {
-        CertCommand::CreateCa { dir, days } => create_ca(dir, validity(*days), seams),
-        CertCommand::CreateNode {
+        CertCommand::Ca { dir, days } => create_ca(dir, validity(*days), seams),
+        CertCommand::Node {
             dir,
             name,
             hosts,
             days,
         } => create_node(dir, name, hosts, validity(*days)),
-        CertCommand::CreateClient { dir, name, days } => create_client(dir, name, validity(*days)),
+        CertCommand::Client { dir, name, days } => create_client(dir, name, validity(*days)),
     }
 }
 

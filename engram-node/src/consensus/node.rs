@@ -171,6 +171,12 @@ impl Consensus {
             .unwrap_or_default()
     }
 
+    /// Nodes that vote in the group, as far as the replica here knows.
+    #[must_use]
+    pub fn voters(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.inner.group(group).map(|group| group.voters()).unwrap_or_default()
+    }
+
     /// Groups that run here.
     #[must_use]
     pub fn groups(&self) -> Vec<GroupId> {
