@@ -36,6 +36,10 @@ use crate::security::{ExposureError, SecurityError};
 use grpc::Stops;
 use ports::Advertised;
 
+/// How long a stopping node waits for its tasks to let go of the store.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+const CLOSE_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -140,15 +144,29 @@ impl Server {
         self.peer.accepting.cancel();
         self.peer.serving.cancel();
         self.peer_done.recv().await;
-        let storage = Arc::clone(&self.storage);
-        let flushed = self
-            .seams
-            .blocking(move || storage.write(Batch::new(), Durability::Sync))
-            .await;
-        if let Err(error) = flushed {
+        self.close_store().await;
+    }
+
+    /// Syncs the store and waits until the last task has let go of it, so that the data directory
+    /// can be opened again.
+    async fn close_store(self) {
+        let Self { seams, plane, consensus, storage, .. } = self;
+        let node = plane.local().0;
+        drop((plane, consensus));
+        let store = Arc::downgrade(&storage);
+        let synced = seams.blocking(move || storage.write(Batch::new(), Durability::Sync)).await;
+        if let Err(error) = synced {
             tracing::error!(%error, "the store was not synced");
         }
-        tracing::info!(node = self.node().0, "stopped");
+        let begun = seams.clock.monotonic();
+        while store.strong_count() > 0 {
+            if seams.clock.monotonic().saturating_sub(begun) > CLOSE_WAIT {
+                tracing::warn!(node, "the store is still in use");
+                break;
+            }
+            seams.clock.sleep(CLOSE_PAUSE).await;
+        }
+        tracing::info!(node, "stopped");
     }
 }
 
