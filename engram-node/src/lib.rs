@@ -6,10 +6,14 @@
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod http;
+pub mod liveness;
 pub mod membership;
 pub mod placement;
 pub mod replica;
 pub mod routing;
 pub mod seams;
+pub mod security;
+pub mod server;
 pub mod services;
 pub mod transport;

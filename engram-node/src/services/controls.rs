@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use engram_core::types::NodeId;
 
+use crate::control::plane::{ControlError, ControlPlane};
 use crate::control::{ControlCommand, ControlReply};
 
 /// Executes commands of the control plane, wherever its leader is.
@@ -24,10 +25,29 @@ pub trait Controls: Send + Sync {
 
 /// Why a control command has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the control plane did not answer: {reason}")]
+#[error("{reason}")]
 pub struct ControlFailure {
     /// The command may yet be applied.
     pub unknown: bool,
     pub leader: Option<NodeId>,
     pub reason: String,
+}
+
+#[async_trait]
+impl Controls for ControlPlane {
+    async fn execute(
+        &self,
+        command: ControlCommand,
+        wait: Duration,
+    ) -> Result<ControlReply, ControlFailure> {
+        Self::execute(self, command, wait).await.map_err(|error| ControlFailure {
+            unknown: matches!(error, ControlError::Unknown { .. }),
+            leader: Self::leader(self),
+            reason: error.to_string(),
+        })
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        Self::leader(self)
+    }
 }

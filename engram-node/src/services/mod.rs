@@ -30,10 +30,16 @@ mod writes;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_core::types::NodeId;
 use tokio::sync::Semaphore;
 
+use crate::consensus::Consensus;
+use crate::control::plane::ControlPlane;
 use crate::membership::Membership;
-use crate::routing::{Links, Router};
+use crate::replica::Replicas;
+use crate::routing::{Dialer, Groups, Here, Links, Router};
+use crate::seams::Seams;
+use crate::transport::Peers;
 
 pub use controls::{ControlFailure, Controls};
 pub use server::{client_services, peer_services};
@@ -61,7 +67,31 @@ struct Inner {
     spreads: spread::Registry,
 }
 
+/// The parts of a node that the services are made of.
+pub struct Parts {
+    pub seams: Seams,
+    pub node: NodeId,
+    pub consensus: Consensus,
+    pub replicas: Arc<Replicas>,
+    pub peers: Peers,
+    pub plane: ControlPlane,
+    pub membership: Membership,
+}
+
 impl Services {
+    /// The services of a node. [`Self::start`] starts what runs beside the calls.
+    #[must_use]
+    pub fn assemble(parts: Parts) -> Self {
+        let Parts { seams, node, consensus, replicas, peers, plane, membership } = parts;
+        let groups: Arc<dyn Groups> = Arc::new(consensus);
+        let links: Arc<dyn Links> = Arc::new(peers);
+        let remote = Arc::new(Dialer::new(seams.clone(), Arc::clone(&links)));
+        let here =
+            Here::new(seams.clone(), node, plane.watch(), Arc::clone(&groups), replicas);
+        let router = Router::new(seams, plane.watch(), groups, remote, here);
+        Self::new(router, Arc::new(plane), membership, links)
+    }
+
     #[must_use]
     pub fn new(
         router: Router,
