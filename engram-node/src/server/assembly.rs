@@ -15,13 +15,13 @@ use super::ports::{Advertised, Ports};
 use super::watchers::{self, NodeHealth};
 use super::{Server, ServerError};
 use crate::config::Config;
-use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, Leadership, MachineFactory};
+use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, MachineFactory};
 use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescription, members};
 use crate::http::{self, Metrics};
 use crate::liveness::Heartbeats;
 use crate::membership::{ClusterKey, Membership, MembershipOptions, SwimTiming};
 use crate::placement::reconciler::Reconciler;
-use crate::placement::{LocalPartitions, LocalState};
+use crate::placement::LocalPartitions;
 use crate::replica::Replicas;
 use crate::seams::{Datagrams, Listener, Seams};
 use crate::security::{Security, SecurityOptions, check_exposure};
@@ -120,43 +120,13 @@ pub(super) struct Core {
     pub replicas: Arc<Replicas>,
 }
 
-impl Core {
-    pub fn local_partitions(&self) -> Arc<dyn LocalPartitions> {
-        Arc::new(Local {
-            plane: self.plane.clone(),
-            consensus: self.consensus.clone(),
-            replicas: Arc::clone(&self.replicas),
-        })
-    }
-}
-
 /// The partitions that run here, for placement.
-struct Local {
-    plane: ControlPlane,
-    consensus: Consensus,
-    replicas: Arc<Replicas>,
-}
+struct Local(Arc<Replicas>);
 
 impl LocalPartitions for Local {
-    fn state(&self, partition: PartitionId) -> Option<LocalState> {
-        self.replicas.partition(partition)?;
-        let group = self
-            .plane
-            .map()
-            .partition(partition)
-            .map(|(_, record)| record.group)?;
-        let Leadership { leader, epoch } = self.consensus.leadership(group);
-        Some(LocalState {
-            primary: leader == Some(self.plane.local()),
-            epoch,
-        })
-    }
-
     fn of_group(&self, group: GroupId) -> Vec<PartitionId> {
-        let all = self.replicas.partitions().into_iter();
-        all.filter(|(of, _)| *of == group)
-            .map(|(_, partition)| partition.id())
-            .collect()
+        let all = self.0.partitions().into_iter();
+        all.filter(|(of, _)| *of == group).map(|(_, partition)| partition.id()).collect()
     }
 }
 
@@ -367,7 +337,7 @@ impl Parts {
             seams: seams.clone(),
             plane: plane(),
             consensus: consensus(),
-            partitions: core.local_partitions(),
+            partitions: Arc::new(Local(Arc::clone(&core.replicas))),
         };
         seams.spawn("reconciler", reconciler.run(stop()));
     }

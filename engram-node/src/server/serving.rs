@@ -13,7 +13,6 @@ use super::watchers::{self, NodeHealth};
 use crate::control::service::ControlService;
 use crate::liveness::Heartbeats;
 use crate::membership::Membership;
-use crate::placement::spaces::Spaces;
 use crate::seams::Listener;
 
 /// Services of the public API, as reflection lists them.
@@ -31,10 +30,7 @@ impl Parts {
         beats: &Heartbeats,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
         let routes = Routes::new(core.consensus.raft_service())
-            .add_service(ControlService::server(
-                core.plane.clone(),
-                core.local_partitions(),
-            ))
+            .add_service(ControlService::server(core.plane.clone()))
             .add_service(beats.server());
         let stops = Stops::default();
         let port = grpc::peer_port(listener, routes, &self.security, &stops)?;
@@ -49,12 +45,6 @@ impl Parts {
         health: &Arc<NodeHealth>,
         background: &CancellationToken,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
-        let _spaces = Spaces {
-            seams: self.seams.clone(),
-            plane: core.plane.clone(),
-            membership: membership.clone(),
-            peers: core.peers.clone(),
-        };
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let report = watchers::report_health(
             self.seams.clone(),
