@@ -130,11 +130,11 @@ impl Importer {
         Ok(reports)
     }
 
-    /// Waits for all batches and answers with the remaining reports, in order.
+    /// Waits for all batches sent so far and answers with their reports, in order.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn finish(mut self) -> Result<Vec<BatchReport>, Error> {
+    pub async fn finish(&mut self) -> Result<Vec<BatchReport>, Error> {
         let mut reports = Vec::new();
         while !self.unanswered.is_empty() {
             reports.push(self.wait_for_ack().await?);

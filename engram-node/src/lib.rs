@@ -3,6 +3,8 @@
 //! Services hold no logic; only `consensus` speaks openraft; only `membership` speaks foca;
 //! everything that touches the machine goes through `seams`.
 
+pub mod cli;
 pub mod consensus;
 pub mod control;
+pub mod demo;
 pub mod seams;
