@@ -46,7 +46,9 @@ pub async fn run(args: &ClusterArgs, client_args: &ClientArgs) -> Result<Exit, F
             let partitions = client.partitions(space.as_deref()).await?;
             let list: Vec<Value> = partitions.iter().map(partition_json).collect();
             let value = json!({ "partitions": list });
-            client_args.output.print(&value, || partition_table(&partitions))?;
+            client_args
+                .output
+                .print(&value, || partition_table(&partitions))?;
             Ok(Exit::Ok)
         }
     }
@@ -73,8 +75,14 @@ async fn status(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
 fn status_text(status: &v1::StatusResponse) -> String {
     let mut lines = vec![
         format!("cluster         {}", status.cluster_id),
-        format!("answered by     node {} (version {})", status.node, status.version),
-        format!("nodes           {} of {} alive", status.nodes_alive, status.nodes),
+        format!(
+            "answered by     node {} (version {})",
+            status.node, status.version
+        ),
+        format!(
+            "nodes           {} of {} alive",
+            status.nodes_alive, status.nodes
+        ),
         match status.control_leader {
             0 => "control plane   no leader: nothing can be created or moved now".to_owned(),
             leader => format!(
@@ -87,7 +95,10 @@ fn status_text(status: &v1::StatusResponse) -> String {
     let waiting = status.partitions_without_primary;
     lines.push(match waiting {
         0 => format!("partitions      {}, all with a primary", status.partitions),
-        _ => format!("partitions      {}, {waiting} without a primary", status.partitions),
+        _ => format!(
+            "partitions      {}, {waiting} without a primary",
+            status.partitions
+        ),
     });
     if waiting > 0 {
         lines.push("\ntry: engram cluster partitions".to_owned());
@@ -125,7 +136,14 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
     let value = json!({ "nodes": list.collect::<Vec<_>>() });
     args.output.print(&value, || {
         let headings = [
-            ">NODE", "LIVENESS", "CLIENT", "PEER", "HTTP", "ZONE", ">REPLICAS", ">PRIMARIES",
+            ">NODE",
+            "LIVENESS",
+            "CLIENT",
+            "PEER",
+            "HTTP",
+            "ZONE",
+            ">REPLICAS",
+            ">PRIMARIES",
             "VERSION",
         ];
         let rows = nodes.iter().map(|node| {
@@ -150,8 +168,17 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
 #[must_use]
 pub fn partition_table(partitions: &[v1::Partition]) -> String {
     let headings = [
-        ">PARTITION", "SPACE", "SLOTS", ">EPOCH", ">NODE", "ROLE", ">SEQUENCE", ">MEMORIES",
-        ">EDGES", ">UNLINKED", ">OVERLAY",
+        ">PARTITION",
+        "SPACE",
+        "SLOTS",
+        ">EPOCH",
+        ">NODE",
+        "ROLE",
+        ">SEQUENCE",
+        ">MEMORIES",
+        ">EDGES",
+        ">UNLINKED",
+        ">OVERLAY",
     ];
     let rows = partitions.iter().flat_map(|partition| {
         partition.replicas.iter().map(move |replica| {
@@ -163,7 +190,11 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
             vec![
                 partition.id.to_string(),
                 partition.space.clone(),
-                format!("{}-{}", partition.slot_start, partition.slot_end.saturating_sub(1)),
+                format!(
+                    "{}-{}",
+                    partition.slot_start,
+                    partition.slot_end.saturating_sub(1)
+                ),
                 partition.epoch.to_string(),
                 replica.node.to_string(),
                 role.to_owned(),
@@ -179,9 +210,18 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
 }
 
 pub async fn verify(args: &VerifyArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
-    let answer = client_args.connect()?.verify(&args.space, args.deep).await?;
-    client_args.output.print(&verify_json(&answer), || verify_text(&args.space, &answer))?;
-    Ok(if answer.equal { Exit::Ok } else { Exit::Negative })
+    let answer = client_args
+        .connect()?
+        .verify(&args.space, args.deep)
+        .await?;
+    client_args
+        .output
+        .print(&verify_json(&answer), || verify_text(&args.space, &answer))?;
+    Ok(if answer.equal {
+        Exit::Ok
+    } else {
+        Exit::Negative
+    })
 }
 
 fn verify_json(answer: &v1::VerifyResponse) -> Value {
@@ -212,8 +252,16 @@ fn verify_json(answer: &v1::VerifyResponse) -> Value {
 /// A row per replica, then the verdict with every replica that disagrees by name.
 #[must_use]
 pub fn verify_text(space: &str, answer: &v1::VerifyResponse) -> String {
-    let headings =
-        [">PARTITION", ">SEQUENCE", ">NODE", "LOG", "MEMORIES", "EDGES", "INDEX", "VERDICT"];
+    let headings = [
+        ">PARTITION",
+        ">SEQUENCE",
+        ">NODE",
+        "LOG",
+        "MEMORIES",
+        "EDGES",
+        "INDEX",
+        "VERDICT",
+    ];
     let rows = answer.partitions.iter().flat_map(|partition| {
         partition.replicas.iter().map(move |replica| {
             let digest = |bytes: &[u8]| hex(&bytes[..bytes.len().min(6)]);
@@ -241,7 +289,10 @@ pub fn verify_text(space: &str, answer: &v1::VerifyResponse) -> String {
     for partition in &answer.partitions {
         for replica in partition.replicas.iter().filter(|replica| !replica.agrees) {
             let (id, node) = (partition.partition, replica.node);
-            text.push_str(&format!("\n  partition {id}, node {node}: {}", verdict(replica)));
+            text.push_str(&format!(
+                "\n  partition {id}, node {node}: {}",
+                verdict(replica)
+            ));
         }
     }
     text
@@ -273,20 +324,35 @@ mod tests {
                 partition: 7,
                 sequence: 12,
                 equal: false,
-                replicas: vec![replica(1, true, ""), replica(2, false, ""), replica(3, false, "down")],
+                replicas: vec![
+                    replica(1, true, ""),
+                    replica(2, false, ""),
+                    replica(3, false, "down"),
+                ],
             }],
         };
         let text = verify_text("s", &answer);
         assert!(text.contains("partition 7, node 2: DIFFERS"), "{text}");
-        assert!(text.contains("partition 7, node 3: no digests: down"), "{text}");
+        assert!(
+            text.contains("partition 7, node 3: no digests: down"),
+            "{text}"
+        );
         assert!(!text.contains("node 1:"), "{text}");
     }
 
     #[test]
     fn a_cluster_in_trouble_says_what_to_try() {
-        let well = v1::StatusResponse { nodes: 3, nodes_alive: 3, control_leader: 1, ..Default::default() };
+        let well = v1::StatusResponse {
+            nodes: 3,
+            nodes_alive: 3,
+            control_leader: 1,
+            ..Default::default()
+        };
         assert!(!status_text(&well).contains("try:"));
-        let waiting = v1::StatusResponse { partitions_without_primary: 1, ..well };
+        let waiting = v1::StatusResponse {
+            partitions_without_primary: 1,
+            ..well
+        };
         assert!(status_text(&waiting).contains("try: engram cluster partitions"));
     }
 }

@@ -113,7 +113,9 @@ impl EdgeArgs {
             "from": self.from, "to": self.to, "relation": self.relation, "durability": achieved,
         });
         args.output.print(&value, || {
-            let Self { from, to, relation, .. } = self;
+            let Self {
+                from, to, relation, ..
+            } = self;
             let note = match achieved {
                 "local" => " (on one replica so far; the others hear of it later)",
                 _ => "",
@@ -132,7 +134,11 @@ pub async fn associate(args: &AssociateArgs, client_args: &ClientArgs) -> Result
         durability: args.edge.durability(),
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.edge.space).associate(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.edge.space)
+        .associate(request)
+        .await?;
     args.edge.report(client_args, "associated", &answer)
 }
 
@@ -143,7 +149,11 @@ pub async fn strengthen(args: &StrengthenArgs, client_args: &ClientArgs) -> Resu
         durability: args.edge.durability(),
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.edge.space).strengthen(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.edge.space)
+        .strengthen(request)
+        .await?;
     args.edge.report(client_args, "strengthened", &answer)
 }
 
@@ -153,7 +163,11 @@ pub async fn dissociate(args: &EdgeArgs, client_args: &ClientArgs) -> Result<Exi
         durability: args.durability(),
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.space).dissociate(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .dissociate(request)
+        .await?;
     args.report(client_args, "dissociated", &answer)
 }
 
@@ -172,12 +186,18 @@ pub async fn neighbors(args: &NeighborsArgs, client_args: &ClientArgs) -> Result
         consistency: consistency(args.stale),
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.space).neighbors(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .neighbors(request)
+        .await?;
     let value = json!({
         "edges": answer.edges.iter().map(edge_json).collect::<Vec<_>>(),
         "truncated": answer.truncated,
     });
-    client_args.output.print(&value, || neighbors_text(args, &answer))?;
+    client_args
+        .output
+        .print(&value, || neighbors_text(args, &answer))?;
     Ok(Exit::Ok)
 }
 
@@ -196,7 +216,10 @@ fn neighbors_text(args: &NeighborsArgs, answer: &v1::NeighborsResponse) -> Strin
     });
     let mut text = table(&[">WEIGHT", ">EVIDENCE", "FROM", "RELATION", "TO"], rows);
     if answer.truncated {
-        text.push_str(&format!("\n\nthere are more; try: --limit {}", args.limit.saturating_mul(10)));
+        text.push_str(&format!(
+            "\n\nthere are more; try: --limit {}",
+            args.limit.saturating_mul(10)
+        ));
     }
     text
 }

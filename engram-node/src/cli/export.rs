@@ -45,14 +45,21 @@ pub async fn run(
     let described = client.describe_space(&args.space).await?;
     let dimension = described.space.unwrap_or_default().dimension as usize;
     let mut writer = Writer::new(&args.output_dir, dimension, args.force)?;
-    let request =
-        v1::ExportRequest { memories: true, embeddings: true, edges: true, ..Default::default() };
+    let request = v1::ExportRequest {
+        memories: true,
+        embeddings: true,
+        edges: true,
+        ..Default::default()
+    };
     let started = seams.clock.monotonic();
     let bar = Progress::Shown.bar("export", Some(described.memories + described.edges));
     let mut stream = client.space(&args.space).export(request).await?;
     while let Some(batch) = stream.next().await? {
         bar.inc((batch.memories.len() + batch.edges.len()) as u64);
-        batch.memories.into_iter().try_for_each(|memory| writer.memory(memory))?;
+        batch
+            .memories
+            .into_iter()
+            .try_for_each(|memory| writer.memory(memory))?;
         batch.edges.iter().try_for_each(|edge| writer.edge(edge))?;
     }
     let written = writer.finish()?;
@@ -65,7 +72,9 @@ pub async fn run(
         "edges": written.edges,
         "seconds": time.as_secs_f64(),
     });
-    client_args.output.print(&value, || summary(&args.space, &directory, &written, time))?;
+    client_args
+        .output
+        .print(&value, || summary(&args.space, &directory, &written, time))?;
     Ok(Exit::Ok)
 }
 
@@ -81,7 +90,9 @@ fn summary(space: &str, dir: &str, written: &Written, time: std::time::Duration)
         rate(memories + written.edges, time),
     );
     if written.bare > 0 {
-        text.push_str(&format!("\n  engram import {space} --memories {dir}/{BARE_MEMORIES}"));
+        text.push_str(&format!(
+            "\n  engram import {space} --memories {dir}/{BARE_MEMORIES}"
+        ));
     }
     text
 }
@@ -144,9 +155,15 @@ impl Writer {
         }
         if embedding.len() != self.dimension {
             let (actual, expected) = (embedding.len(), self.dimension);
-            let message =
-                format!("memory {} has {actual} components, its space {expected}", line.id);
-            return Err(Failure::new(Exit::Unavailable, message, "engram verify SPACE --deep"));
+            let message = format!(
+                "memory {} has {actual} components, its space {expected}",
+                line.id
+            );
+            return Err(Failure::new(
+                Exit::Unavailable,
+                message,
+                "engram verify SPACE --deep",
+            ));
         }
         self.written.memories += 1;
         self.embeddings.write_row(&embedding)?;
@@ -155,7 +172,9 @@ impl Writer {
 
     fn edge(&mut self, edge: &v1::Edge) -> Result<(), Failure> {
         self.written.edges += 1;
-        EdgeLine::of(edge).iter().try_for_each(|line| write_line(&mut self.edges, line))
+        EdgeLine::of(edge)
+            .iter()
+            .try_for_each(|line| write_line(&mut self.edges, line))
     }
 
     fn finish(mut self) -> Result<Written, Failure> {
@@ -170,12 +189,17 @@ impl Writer {
 }
 
 fn at(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::usage(format!("{}: {error}", path.display()), "another --output-dir")
+    Failure::usage(
+        format!("{}: {error}", path.display()),
+        "another --output-dir",
+    )
 }
 
 fn create(directory: &Path, name: &str) -> Result<BufWriter<File>, Failure> {
     let path = directory.join(name);
-    File::create(&path).map(BufWriter::new).map_err(|error| at(&path, &error))
+    File::create(&path)
+        .map(BufWriter::new)
+        .map_err(|error| at(&path, &error))
 }
 
 fn write_line(file: &mut BufWriter<File>, line: &impl Serialize) -> Result<(), Failure> {
@@ -195,38 +219,74 @@ mod tests {
     use crate::cli::bulk::npy::NpyReader;
 
     fn memory(id: &str, embedding: Vec<f32>) -> v1::Memory {
-        v1::Memory { id: id.into(), content: "c".into(), embedding, ..Default::default() }
+        v1::Memory {
+            id: id.into(),
+            content: "c".into(),
+            embedding,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn an_export_reads_back_row_by_line() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut writer = Writer::new(directory.path(), 2, false).expect("an empty directory");
-        let memories = [memory("a", vec![1.0, 2.0]), memory("b", vec![]), memory("c", vec![3.0, 4.0])];
+        let memories = [
+            memory("a", vec![1.0, 2.0]),
+            memory("b", vec![]),
+            memory("c", vec![3.0, 4.0]),
+        ];
         for memory in memories.clone() {
             writer.memory(memory).expect("writable");
         }
-        let edge = v1::Edge { from: "a".into(), to: "c".into(), relation: "r".into(), weight: 0.5,
-            evidence: 1.5, ..Default::default() };
+        let edge = v1::Edge {
+            from: "a".into(),
+            to: "c".into(),
+            relation: "r".into(),
+            weight: 0.5,
+            evidence: 1.5,
+            ..Default::default()
+        };
         writer.edge(&edge).expect("writable");
         let written = writer.finish().expect("writable");
-        assert_eq!(written, Written { memories: 2, bare: 1, edges: 1 });
+        assert_eq!(
+            written,
+            Written {
+                memories: 2,
+                bare: 1,
+                edges: 1
+            }
+        );
 
         let open = |name: &str| {
             std::io::BufReader::new(File::open(directory.path().join(name)).expect("written"))
         };
         let mut rows = NpyReader::new(open(EMBEDDINGS)).expect("a .npy");
         let mut lines = Lines::new(open(MEMORIES));
-        let embeddings = Embeddings { dimension: 2, metric: engram_core::types::Metric::L2 };
+        let embeddings = Embeddings {
+            dimension: 2,
+            metric: engram_core::types::Metric::L2,
+        };
         for expected in [&memories[0], &memories[2]] {
-            let line = lines.next_line().expect("readable").expect("a line").text.expect("text");
+            let line = lines
+                .next_line()
+                .expect("readable")
+                .expect("a line")
+                .text
+                .expect("text");
             let row = rows.next_row().expect("readable");
             let line = parse::<MemoryLine>(&line).expect("JSON");
             assert_eq!(line.into_memory(row, embeddings).as_ref(), Ok(expected));
         }
         assert!(rows.next_row().expect("the end").is_none());
-        let again = Writer::new(directory.path(), 2, false).err().map(|failure| failure.exit);
-        assert_eq!(again, Some(Exit::Usage), "files are not overwritten unasked");
+        let again = Writer::new(directory.path(), 2, false)
+            .err()
+            .map(|failure| failure.exit);
+        assert_eq!(
+            again,
+            Some(Exit::Usage),
+            "files are not overwritten unasked"
+        );
         assert!(Writer::new(directory.path(), 2, true).is_ok());
     }
 }

@@ -87,7 +87,11 @@ impl fmt::Display for Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let next = if error.hint.is_empty() { next_step(&error) } else { error.hint.clone() };
+        let next = if error.hint.is_empty() {
+            next_step(&error)
+        } else {
+            error.hint.clone()
+        };
         Self {
             exit: exit_of(&error),
             message: format!("{} ({})", error.message, error.code),
@@ -111,9 +115,11 @@ impl From<LoadError> for Failure {
                 }
                 failure
             }
-            LoadError::Stopped { .. } => {
-                Self::new(Exit::Refused, message, "mend the line, or import with --on-error skip")
-            }
+            LoadError::Stopped { .. } => Self::new(
+                Exit::Refused,
+                message,
+                "mend the line, or import with --on-error skip",
+            ),
             LoadError::Io { .. }
             | LoadError::Npy { .. }
             | LoadError::RowCount { .. }
@@ -137,7 +143,11 @@ fn exit_of(error: &Error) -> Exit {
             Exit::Unavailable
         }
         ErrorKind::Exhausted if error.retryable => Exit::Unavailable,
-        _ if matches!(error.code.as_str(), "NO_ENDPOINT" | "BAD_ENDPOINT" | "BAD_TOKEN") => {
+        _ if matches!(
+            error.code.as_str(),
+            "NO_ENDPOINT" | "BAD_ENDPOINT" | "BAD_TOKEN"
+        ) =>
+        {
             Exit::Usage
         }
         _ => Exit::Refused,
@@ -182,13 +192,23 @@ mod tests {
         for kind in [ErrorKind::Invalid, ErrorKind::Conflict, ErrorKind::Internal] {
             assert_eq!(exit_of(&error(kind, Outcome::Unknown)), Exit::Unavailable);
         }
-        assert_eq!(exit_of(&error(ErrorKind::NotFound, Outcome::NotApplied)), Exit::Refused);
-        assert_eq!(exit_of(&error(ErrorKind::Unavailable, Outcome::NotApplied)), Exit::Unavailable);
+        assert_eq!(
+            exit_of(&error(ErrorKind::NotFound, Outcome::NotApplied)),
+            Exit::Refused
+        );
+        assert_eq!(
+            exit_of(&error(ErrorKind::Unavailable, Outcome::NotApplied)),
+            Exit::Unavailable
+        );
     }
 
     #[test]
     fn every_error_says_what_to_try_next() {
-        for kind in [ErrorKind::Unavailable, ErrorKind::NotFound, ErrorKind::Invalid] {
+        for kind in [
+            ErrorKind::Unavailable,
+            ErrorKind::NotFound,
+            ErrorKind::Invalid,
+        ] {
             let failure = Failure::from(error(kind, Outcome::NotApplied));
             assert!(failure.to_string().contains("\n  try: "), "{failure}");
         }

@@ -68,16 +68,24 @@ pub async fn run(
     if args.create {
         create(args, &client, &input).await?;
     }
-    let space = client.describe_space(&args.space).await?.space.unwrap_or_default();
+    let space = client
+        .describe_space(&args.space)
+        .await?
+        .space
+        .unwrap_or_default();
     let loader = Loader {
         space: client.space(&args.space),
-        embeddings: Embeddings { dimension: space.dimension, metric: metric_of(space.metric()) },
+        embeddings: Embeddings {
+            dimension: space.dimension,
+            metric: metric_of(space.metric()),
+        },
         on_error: args.on_error,
         in_flight: args.in_flight,
         progress: Progress::Shown,
         clock: seams.clock.clone(),
     };
-    let default_report = || PathBuf::from(format!("{}-rejected.jsonl", args.space.replace('/', "_")));
+    let default_report =
+        || PathBuf::from(format!("{}-rejected.jsonl", args.space.replace('/', "_")));
     let mut rejects = Rejects::new(args.report.clone().unwrap_or_else(default_report));
     let loaded = loader.load(input, &mut rejects).await?;
     report(args, client_args, &loaded, &rejects)?;
@@ -106,7 +114,10 @@ async fn create(args: &ImportArgs, client: &Client, input: &Input) -> Result<(),
 fn dimension_of_first(path: &Path) -> Result<Option<u32>, Failure> {
     let mut lines = Lines::new(std::io::BufReader::new(std::fs::File::open(path)?));
     while let Some(line) = lines.next_line()? {
-        let memory = line.text.ok().and_then(|text| parse::<MemoryLine>(&text).ok());
+        let memory = line
+            .text
+            .ok()
+            .and_then(|text| parse::<MemoryLine>(&text).ok());
         match memory.map(|memory| memory.embedding.len() as u32) {
             None | Some(0) => {}
             dimension => return Ok(dimension),
@@ -131,19 +142,34 @@ fn report(
         "rejected": rejected,
         "report": (rejected > 0).then(|| rejects.path()),
     });
-    client_args.output.print(&value, || summary(args, loaded, rejects))
+    client_args
+        .output
+        .print(&value, || summary(args, loaded, rejects))
 }
 
 fn summary(args: &ImportArgs, loaded: &Loaded, rejects: &Rejects) -> String {
     let mut lines = Vec::new();
     let parts = [
-        ("memories", args.memories.is_some(), loaded.memories, loaded.memories_time),
-        ("associations", args.edges.is_some(), loaded.edges, loaded.edges_time),
+        (
+            "memories",
+            args.memories.is_some(),
+            loaded.memories,
+            loaded.memories_time,
+        ),
+        (
+            "associations",
+            args.edges.is_some(),
+            loaded.edges,
+            loaded.edges_time,
+        ),
     ];
     for (what, asked, count, time) in parts {
         if asked {
             let (count_text, seconds) = (thousands(count), time.as_secs_f64());
-            lines.push(format!("{count_text} {what} in {seconds:.1} s ({})", rate(count, time)));
+            lines.push(format!(
+                "{count_text} {what} in {seconds:.1} s ({})",
+                rate(count, time)
+            ));
         }
     }
     match rejects.first() {
@@ -170,7 +196,10 @@ mod tests {
             std::fs::write(&path, text).expect("writable");
             dimension_of_first(&path).expect("readable")
         };
-        assert_eq!(dimension("nonsense\n{\"id\":\"a\"}\n{\"id\":\"b\",\"embedding\":[1,2,3]}\n"), Some(3));
+        assert_eq!(
+            dimension("nonsense\n{\"id\":\"a\"}\n{\"id\":\"b\",\"embedding\":[1,2,3]}\n"),
+            Some(3)
+        );
         assert_eq!(dimension("{\"id\":\"a\"}\n"), None);
     }
 }

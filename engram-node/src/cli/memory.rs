@@ -73,10 +73,17 @@ fn parse_property(text: &str) -> Result<(String, Value), String> {
 }
 
 fn parse_edge(text: &str) -> Result<v1::OutEdge, String> {
-    let (relation, target) = text.split_once(':').ok_or("an edge is RELATION:TO or RELATION:TO=WEIGHT")?;
+    let (relation, target) = text
+        .split_once(':')
+        .ok_or("an edge is RELATION:TO or RELATION:TO=WEIGHT")?;
     let (to, weight) = split_number(target);
     let relation = relation.to_owned();
-    Ok(v1::OutEdge { to, relation, weight, confidence: None })
+    Ok(v1::OutEdge {
+        to,
+        relation,
+        weight,
+        confidence: None,
+    })
 }
 
 /// `TEXT=NUMBER` in its parts; a text whose end is no number is taken whole, since ids may hold '='.
@@ -100,19 +107,34 @@ pub async fn remember(args: &RememberArgs, client_args: &ClientArgs) -> Result<E
     let client = client_args.connect()?;
     let line = MemoryLine {
         // An empty id is filled in by the client; for the check it has to be one.
-        id: if args.id.is_empty() { "-".to_owned() } else { args.id.clone() },
+        id: if args.id.is_empty() {
+            "-".to_owned()
+        } else {
+            args.id.clone()
+        },
         content: args.content.clone(),
         labels: args.labels.clone(),
         properties: args.properties.iter().cloned().collect(),
         confidence: args.confidence,
         ..Default::default()
     };
-    let row = args.vector_file.as_ref().map(VectorFile::read).transpose()?;
-    let space = client.describe_space(&args.space).await?.space.unwrap_or_default();
-    let embeddings = Embeddings { dimension: space.dimension, metric: metric_of(space.metric()) };
+    let row = args
+        .vector_file
+        .as_ref()
+        .map(VectorFile::read)
+        .transpose()?;
+    let space = client
+        .describe_space(&args.space)
+        .await?
+        .space
+        .unwrap_or_default();
+    let embeddings = Embeddings {
+        dimension: space.dimension,
+        metric: metric_of(space.metric()),
+    };
     let checked = line.into_memory(row, embeddings);
-    let mut memory = checked
-        .map_err(|bad| Failure::new(Exit::Refused, bad.reason, "engram remember --help"))?;
+    let mut memory =
+        checked.map_err(|bad| Failure::new(Exit::Refused, bad.reason, "engram remember --help"))?;
     memory.id.clone_from(&args.id);
     let request = v1::RememberRequest {
         memory: Some(memory),
@@ -121,10 +143,13 @@ pub async fn remember(args: &RememberArgs, client_args: &ClientArgs) -> Result<E
         ..Default::default()
     };
     let answer = client.space(&args.space).remember_with(request).await?;
-    let value =
-        json!({ "id": answer.id, "version": answer.version, "created": answer.created });
+    let value = json!({ "id": answer.id, "version": answer.version, "created": answer.created });
     client_args.output.print(&value, || {
-        let verb = if answer.created { "remembered" } else { "replaced" };
+        let verb = if answer.created {
+            "remembered"
+        } else {
+            "replaced"
+        };
         format!("{verb} {} (version {})", answer.id, answer.version)
     })?;
     Ok(Exit::Ok)
@@ -137,18 +162,31 @@ pub async fn get(args: &GetArgs, client_args: &ClientArgs) -> Result<Exit, Failu
         consistency: consistency(args.stale),
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.space).get_with(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .get_with(request)
+        .await?;
     let value = json!({
         "memories": answer.memories.iter().map(memory_json).collect::<Vec<_>>(),
         "missing": answer.missing,
     });
     client_args.output.print(&value, || get_text(&answer))?;
-    Ok(if answer.missing.is_empty() { Exit::Ok } else { Exit::Negative })
+    Ok(if answer.missing.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Negative
+    })
 }
 
 fn get_text(answer: &v1::GetResponse) -> String {
     let mut parts: Vec<String> = answer.memories.iter().map(memory_text).collect();
-    parts.extend(answer.missing.iter().map(|id| format!("{id}: no such memory")));
+    parts.extend(
+        answer
+            .missing
+            .iter()
+            .map(|id| format!("{id}: no such memory")),
+    );
     parts.join("\n\n")
 }
 
@@ -164,9 +202,15 @@ fn memory_text(memory: &v1::Memory) -> String {
         let value = super::bulk::jsonl::property_json(value.clone());
         rows.push(vec![key.clone(), value.to_string()]);
     }
-    rows.push(vec!["confidence".to_owned(), decimal(memory.confidence.unwrap_or(1.0))]);
+    rows.push(vec![
+        "confidence".to_owned(),
+        decimal(memory.confidence.unwrap_or(1.0)),
+    ]);
     rows.push(vec!["version".to_owned(), memory.version.to_string()]);
-    rows.iter().map(|row| format!("{:<12} {}", row[0], row[1])).collect::<Vec<_>>().join("\n")
+    rows.iter()
+        .map(|row| format!("{:<12} {}", row[0], row[1]))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 pub async fn forget(args: &ForgetArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
@@ -175,13 +219,21 @@ pub async fn forget(args: &ForgetArgs, client_args: &ClientArgs) -> Result<Exit,
         expected_version: args.expected_version,
         ..Default::default()
     };
-    let answer = client_args.connect()?.space(&args.space).forget_with(request).await?;
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .forget_with(request)
+        .await?;
     let value = json!({ "id": args.id, "existed": answer.existed });
     client_args.output.print(&value, || match answer.existed {
         true => format!("forgot {}", args.id),
         false => format!("{}: no such memory", args.id),
     })?;
-    Ok(if answer.existed { Exit::Ok } else { Exit::Negative })
+    Ok(if answer.existed {
+        Exit::Ok
+    } else {
+        Exit::Negative
+    })
 }
 
 /// Memories as rows.
@@ -189,7 +241,11 @@ pub async fn forget(args: &ForgetArgs, client_args: &ClientArgs) -> Result<Exit,
 pub fn hit_table(hits: &[v1::Hit]) -> String {
     let rows = hits.iter().map(|hit| {
         let content = hit.memory.as_ref().map(|memory| brief(&memory.content));
-        vec![decimal(hit.score), hit.id.clone(), content.unwrap_or_default()]
+        vec![
+            decimal(hit.score),
+            hit.id.clone(),
+            content.unwrap_or_default(),
+        ]
     });
     table(&[">SCORE", "ID", "CONTENT"], rows)
 }
@@ -209,7 +265,10 @@ mod tests {
     fn property_values_are_json_or_text() {
         assert_eq!(parse_property("a=1"), Ok(("a".into(), json!(1))));
         assert_eq!(parse_property("a=[\"x\"]"), Ok(("a".into(), json!(["x"]))));
-        assert_eq!(parse_property("a=plain text"), Ok(("a".into(), json!("plain text"))));
+        assert_eq!(
+            parse_property("a=plain text"),
+            Ok(("a".into(), json!("plain text")))
+        );
         assert!(parse_property("a").is_err());
     }
 }

@@ -81,7 +81,10 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: no async runtime: {error}");
@@ -182,7 +185,10 @@ mod tests {
         ] {
             let parsed = parse(line);
             let help = |error: &clap::Error| error.kind() == clap::error::ErrorKind::DisplayHelp;
-            assert!(parsed.is_ok() || parsed.as_ref().is_err_and(help), "{line}: {parsed:?}");
+            assert!(
+                parsed.is_ok() || parsed.as_ref().is_err_and(help),
+                "{line}: {parsed:?}"
+            );
         }
         for line in [
             "engram",

@@ -52,7 +52,11 @@ pub fn line(text: &str) -> Result<(), Failure> {
 pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(headings.iter().map(|heading| heading.trim_start_matches('>')));
+    table.set_header(
+        headings
+            .iter()
+            .map(|heading| heading.trim_start_matches('>')),
+    );
     for row in rows {
         table.add_row(row);
     }
@@ -110,8 +114,9 @@ pub fn metric_name(metric: v1::Metric) -> &'static str {
 #[must_use]
 pub fn memory_json(memory: &v1::Memory) -> Value {
     let properties = memory.properties.iter();
-    let properties: serde_json::Map<String, Value> =
-        properties.map(|(key, value)| (key.clone(), property_json(value.clone()))).collect();
+    let properties: serde_json::Map<String, Value> = properties
+        .map(|(key, value)| (key.clone(), property_json(value.clone())))
+        .collect();
     let mut value = json!({
         "id": memory.id,
         "content": memory.content,
@@ -208,6 +213,9 @@ mod tests {
         let text = table(&["NAME", ">SIZE"], [vec!["a".into(), "10".into()]]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2, "{text}");
-        assert!(lines[0].starts_with("NAME") && lines[1].starts_with('a'), "{text}");
+        assert!(
+            lines[0].starts_with("NAME") && lines[1].starts_with('a'),
+            "{text}"
+        );
     }
 }

@@ -67,7 +67,12 @@ pub struct ShapeArgs {
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub replicas: u32,
     /// Model that makes the embeddings, for example all-MiniLM-L6-v2@1
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub embedding_model: String,
 }
 
@@ -108,10 +113,15 @@ pub async fn run(args: &SpaceArgs, client_args: &ClientArgs) -> Result<Exit, Fai
         SpaceCommand::Drop { name, yes } => {
             if !yes {
                 let message = format!("dropping {name} deletes everything in it");
-                return Err(Failure::usage(message, format!("engram space drop {name} --yes")));
+                return Err(Failure::usage(
+                    message,
+                    format!("engram space drop {name} --yes"),
+                ));
             }
             client.drop_space(name).await?;
-            client_args.output.print(&json!({ "dropped": name }), || format!("dropped {name}"))?;
+            client_args
+                .output
+                .print(&json!({ "dropped": name }), || format!("dropped {name}"))?;
         }
     }
     Ok(Exit::Ok)
@@ -165,7 +175,14 @@ async fn list(client: &Client, args: &ClientArgs) -> Result<(), Failure> {
         if spaces.is_empty() {
             return "no spaces yet; try: engram space create NAME --dimension N".to_owned();
         }
-        let headings = ["NAME", ">DIMENSION", "METRIC", ">PARTITIONS", ">REPLICAS", "MODEL"];
+        let headings = [
+            "NAME",
+            ">DIMENSION",
+            "METRIC",
+            ">PARTITIONS",
+            ">REPLICAS",
+            "MODEL",
+        ];
         let rows = spaces.iter().map(|space| {
             vec![
                 space.name.clone(),
@@ -200,7 +217,9 @@ async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), 
         )
     })?;
     if answer.memories == 0 && args.output == super::output::Output::Table {
-        line(&format!("\nempty; try: engram import {name} --memories FILE.jsonl"))?;
+        line(&format!(
+            "\nempty; try: engram import {name} --memories FILE.jsonl"
+        ))?;
     }
     Ok(())
 }

@@ -54,7 +54,12 @@ pub struct SpreadArgs {
     #[arg(long, value_name = "EDGES", default_value_t = 0)]
     pub fan_limit: u32,
     /// Activate only memories for which this holds
-    #[arg(long, value_name = "EXPR", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "EXPR",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub filter: String,
     /// Memories shown
     #[arg(long, default_value_t = 20)]
@@ -134,7 +139,11 @@ pub async fn run(args: &SpreadArgs, client_args: &ClientArgs) -> Result<Exit, Fa
         Output::Dot => line(&dot(&answer.result))?,
         output => output.print(&json(&answer), || text(&answer, args.explain))?,
     }
-    Ok(if answer.result.missing_seeds.is_empty() { Exit::Ok } else { Exit::Negative })
+    Ok(if answer.result.missing_seeds.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Negative
+    })
 }
 
 fn json(answer: &SpreadAnswer) -> Value {
@@ -145,9 +154,7 @@ fn json(answer: &SpreadAnswer) -> Value {
             "edges_followed": hop.edges_followed,
         })
     });
-    let step = |step: &v1::PathStep| {
-        json!({ "id": step.id, "relation": step.relation, "share": step.share })
-    };
+    let step = |step: &v1::PathStep| json!({ "id": step.id, "relation": step.relation, "share": step.share });
     let activated = answer.result.activated.iter().map(|memory| {
         json!({
             "id": memory.id,
@@ -174,7 +181,10 @@ pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
         headings.push("STRONGEST PATH");
     }
     let rows = result.activated.iter().map(|memory| {
-        let mut row = vec![format!("{:.6}", activation(memory.activation)), memory.id.clone()];
+        let mut row = vec![
+            format!("{:.6}", activation(memory.activation)),
+            memory.id.clone(),
+        ];
         if explain {
             row.push(path(&memory.path));
         }
@@ -226,7 +236,11 @@ fn dot(result: &v1::SpreadResult) -> String {
             let [from, to] = pair else { continue };
             if drawn.insert((&from.id, &to.relation, &to.id)) {
                 let (from, to_id) = (quoted(&from.id), quoted(&to.id));
-                let _ = writeln!(text, "  {from} -> {to_id} [label={}];", quoted(&to.relation));
+                let _ = writeln!(
+                    text,
+                    "  {from} -> {to_id} [label={}];",
+                    quoted(&to.relation)
+                );
             }
         }
     }
@@ -235,7 +249,10 @@ fn dot(result: &v1::SpreadResult) -> String {
 }
 
 fn quoted(text: &str) -> String {
-    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
     format!("\"{escaped}\"")
 }
 
@@ -244,7 +261,11 @@ mod tests {
     use super::*;
 
     fn step(id: &str, relation: &str) -> v1::PathStep {
-        v1::PathStep { id: id.into(), relation: relation.into(), share: 1 }
+        v1::PathStep {
+            id: id.into(),
+            relation: relation.into(),
+            share: 1,
+        }
     }
 
     fn result() -> v1::SpreadResult {
@@ -255,7 +276,11 @@ mod tests {
             score: 0.5,
             path: steps,
         }];
-        v1::SpreadResult { activated, activated_total: 9, ..Default::default() }
+        v1::SpreadResult {
+            activated,
+            activated_total: 9,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -266,15 +291,24 @@ mod tests {
     #[test]
     fn drawings_escape_ids() {
         let text = dot(&result());
-        assert!(text.contains(r#""dog" -> "say \"cat\"" [label="r"];"#), "{text}");
+        assert!(
+            text.contains(r#""dog" -> "say \"cat\"" [label="r"];"#),
+            "{text}"
+        );
         assert!(text.contains(r#"[label="say \"cat\"\n0.5000"]"#), "{text}");
     }
 
     #[test]
     fn missing_seeds_are_named() {
-        let mut answer = SpreadAnswer { hops: vec![], result: result() };
+        let mut answer = SpreadAnswer {
+            hops: vec![],
+            result: result(),
+        };
         answer.result.missing_seeds.push("nobody".into());
         let text = text(&answer, true);
-        assert!(text.contains("1 of 9 activated") && text.contains("seed nobody"), "{text}");
+        assert!(
+            text.contains("1 of 9 activated") && text.contains("seed nobody"),
+            "{text}"
+        );
     }
 }

@@ -26,14 +26,25 @@ impl VectorFile {
     pub fn read(&self) -> Result<Vec<f32>, Failure> {
         let bad = |reason: String| {
             let message = format!("{}: {reason}", self.0.display());
-            Failure::new(Exit::Usage, message, "a file with a JSON array of numbers, or a .npy")
+            Failure::new(
+                Exit::Usage,
+                message,
+                "a file with a JSON array of numbers, or a .npy",
+            )
         };
-        if self.0.extension().is_some_and(|extension| extension == "npy") {
+        if self
+            .0
+            .extension()
+            .is_some_and(|extension| extension == "npy")
+        {
             let file = std::fs::File::open(&self.0).map_err(|error| bad(error.to_string()))?;
             let mut reader =
                 NpyReader::new(BufReader::new(file)).map_err(|error| bad(error.to_string()))?;
             if reader.rows() != 1 {
-                return Err(bad(format!("it has {} rows; one vector is expected", reader.rows())));
+                return Err(bad(format!(
+                    "it has {} rows; one vector is expected",
+                    reader.rows()
+                )));
             }
             let row = reader.next_row().map_err(|error| bad(error.to_string()))?;
             return row.ok_or_else(|| bad("it has no row".to_owned()));
@@ -64,7 +75,10 @@ mod tests {
         std::fs::write(&file("v.json").0, "[1, 2.5]").expect("writable");
         assert_eq!(file("v.json").read().expect("readable"), [1.0, 2.5]);
         std::fs::write(&file("bad.json").0, "{\"a\": 1}").expect("writable");
-        assert_eq!(file("bad.json").read().expect_err("no array").exit, Exit::Usage);
+        assert_eq!(
+            file("bad.json").read().expect_err("no array").exit,
+            Exit::Usage
+        );
         assert!(file("none.json").read().is_err());
 
         let target = std::fs::File::create(&file("v.npy").0).expect("writable");

@@ -61,7 +61,10 @@ pub struct BadLine {
 }
 
 fn bad(code: &'static str, reason: impl ToString) -> BadLine {
-    BadLine { code, reason: reason.to_string() }
+    BadLine {
+        code,
+        reason: reason.to_string(),
+    }
 }
 
 /// Reads a line as `T`; the reason of a failure names the column.
@@ -86,7 +89,10 @@ impl MemoryLine {
         MemoryId::new(self.id.as_str()).map_err(|error| bad("INVALID_ID", error))?;
         if let Some(row) = row {
             if !self.embedding.is_empty() {
-                return Err(bad("TWO_EMBEDDINGS", "it has an embedding, and so has the .npy file"));
+                return Err(bad(
+                    "TWO_EMBEDDINGS",
+                    "it has an embedding, and so has the .npy file",
+                ));
             }
             self.embedding = row;
         }
@@ -121,7 +127,9 @@ impl MemoryLine {
             embedding: memory.embedding,
             embedding_model: memory.embedding_model,
             labels: memory.labels,
-            properties: properties.map(|(key, value)| (key, property_json(value))).collect(),
+            properties: properties
+                .map(|(key, value)| (key, property_json(value)))
+                .collect(),
             confidence: memory.confidence,
         }
     }
@@ -148,7 +156,12 @@ fn check_unit(what: &str, value: Option<f64>) -> Result<(), BadLine> {
 fn property(key: &str, value: Value) -> Result<v1::PropertyValue, BadLine> {
     use v1::property_value::Value as Wire;
     let kinds = "text, a number, a boolean or a list of texts";
-    let unfit = || bad("INVALID_PROPERTY", format!("property {key:?} is not {kinds}"));
+    let unfit = || {
+        bad(
+            "INVALID_PROPERTY",
+            format!("property {key:?} is not {kinds}"),
+        )
+    };
     let wire = match value {
         Value::String(text) => Wire::Text(text),
         Value::Bool(boolean) => Wire::Boolean(boolean),
@@ -158,7 +171,9 @@ fn property(key: &str, value: Value) -> Result<v1::PropertyValue, BadLine> {
                 Value::String(text) => Ok(text),
                 _ => Err(unfit()),
             });
-            Wire::List(v1::TextList { items: texts.collect::<Result<_, _>>()? })
+            Wire::List(v1::TextList {
+                items: texts.collect::<Result<_, _>>()?,
+            })
         }
         Value::Null | Value::Object(_) => return Err(unfit()),
     };
@@ -202,11 +217,15 @@ impl EdgeLine {
     /// The first thing that is wrong with it.
     pub fn into_edge(self) -> Result<v1::ImportEdge, BadLine> {
         for (what, id) in [("from", &self.from), ("to", &self.to)] {
-            MemoryId::new(id.as_str()).map_err(|error| bad("INVALID_ID", format!("{what}: {error}")))?;
+            MemoryId::new(id.as_str())
+                .map_err(|error| bad("INVALID_ID", format!("{what}: {error}")))?;
         }
         if Relation::new(&self.relation).is_none() {
             let max = limits::RELATION_BYTES_MAX;
-            return Err(bad("INVALID_RELATION", format!("a relation has 1 to {max} bytes")));
+            return Err(bad(
+                "INVALID_RELATION",
+                format!("a relation has 1 to {max} bytes"),
+            ));
         }
         check_unit("weight", self.weight)?;
         check_unit("confidence", self.confidence)?;
@@ -247,7 +266,10 @@ mod tests {
 
     use super::*;
 
-    const TWO: Embeddings = Embeddings { dimension: 2, metric: Metric::Cosine };
+    const TWO: Embeddings = Embeddings {
+        dimension: 2,
+        metric: Metric::Cosine,
+    };
 
     fn memory(line: &str) -> Result<v1::Memory, BadLine> {
         parse::<MemoryLine>(line)?.into_memory(None, TWO)
@@ -268,16 +290,35 @@ mod tests {
     #[test]
     fn malformed_lines_name_what_is_wrong() {
         let code = |line| memory(line).err().map(|bad| bad.code);
-        for line in ["", "{", "[]", "nonsense", r#"{"content":"no id"}"#, r#"{"id":"a","labls":[]}"#] {
+        for line in [
+            "",
+            "{",
+            "[]",
+            "nonsense",
+            r#"{"content":"no id"}"#,
+            r#"{"id":"a","labls":[]}"#,
+        ] {
             assert_eq!(code(line), Some("MALFORMED_LINE"), "{line}");
         }
         assert_eq!(code(r#"{"id":""}"#), Some("INVALID_ID"));
-        assert_eq!(code(r#"{"id":"a","embedding":[1]}"#), Some("INVALID_EMBEDDING"));
-        assert_eq!(code(r#"{"id":"a","embedding":[0,0]}"#), Some("INVALID_EMBEDDING"));
+        assert_eq!(
+            code(r#"{"id":"a","embedding":[1]}"#),
+            Some("INVALID_EMBEDDING")
+        );
+        assert_eq!(
+            code(r#"{"id":"a","embedding":[0,0]}"#),
+            Some("INVALID_EMBEDDING")
+        );
         assert_eq!(code(r#"{"id":"a","embedding":[1e39,0]}"#).is_some(), true);
         assert_eq!(code(r#"{"id":"a","confidence":1.5}"#), Some("OUT_OF_UNIT"));
-        assert_eq!(code(r#"{"id":"a","properties":{"p":null}}"#), Some("INVALID_PROPERTY"));
-        assert_eq!(code(r#"{"id":"a","properties":{"p":[1]}}"#), Some("INVALID_PROPERTY"));
+        assert_eq!(
+            code(r#"{"id":"a","properties":{"p":null}}"#),
+            Some("INVALID_PROPERTY")
+        );
+        assert_eq!(
+            code(r#"{"id":"a","properties":{"p":[1]}}"#),
+            Some("INVALID_PROPERTY")
+        );
         assert_eq!(code(r#"{"id":"a","labels":[""]}"#), Some("INVALID_MEMORY"));
         let error = memory("{\"id\": 3}").expect_err("a number is no id");
         assert!(error.reason.contains("column"), "{error}");
@@ -286,28 +327,50 @@ mod tests {
     #[test]
     fn one_embedding_is_enough() {
         let line: MemoryLine = parse(r#"{"id":"a","embedding":[1,0]}"#).expect("valid");
-        let error = line.into_memory(Some(vec![1.0, 0.0]), TWO).expect_err("two embeddings");
+        let error = line
+            .into_memory(Some(vec![1.0, 0.0]), TWO)
+            .expect_err("two embeddings");
         assert_eq!(error.code, "TWO_EMBEDDINGS");
     }
 
     #[test]
     fn malformed_edges_name_what_is_wrong() {
-        let code = |line| parse::<EdgeLine>(line).and_then(EdgeLine::into_edge).err().map(|e| e.code);
+        let code = |line| {
+            parse::<EdgeLine>(line)
+                .and_then(EdgeLine::into_edge)
+                .err()
+                .map(|e| e.code)
+        };
         assert_eq!(code(r#"{"from":"a","to":"b","relation":"r"}"#), None);
         assert_eq!(code(r#"{"from":"a","to":"b"}"#), Some("MALFORMED_LINE"));
-        assert_eq!(code(r#"{"from":"","to":"b","relation":"r"}"#), Some("INVALID_ID"));
-        assert_eq!(code(r#"{"from":"a","to":"b","relation":""}"#), Some("INVALID_RELATION"));
+        assert_eq!(
+            code(r#"{"from":"","to":"b","relation":"r"}"#),
+            Some("INVALID_ID")
+        );
+        assert_eq!(
+            code(r#"{"from":"a","to":"b","relation":""}"#),
+            Some("INVALID_RELATION")
+        );
         let heavy = r#"{"from":"a","to":"b","relation":"r","weight":-0.1}"#;
         assert_eq!(code(heavy), Some("OUT_OF_UNIT"));
     }
 
     #[test]
     fn evidence_beyond_one_is_kept_in_further_lines() {
-        let edge = v1::Edge { weight: 0.25, evidence: 2.5, ..Default::default() };
-        let confidences: Vec<Option<f64>> =
-            EdgeLine::of(&edge).into_iter().map(|line| line.confidence).collect();
+        let edge = v1::Edge {
+            weight: 0.25,
+            evidence: 2.5,
+            ..Default::default()
+        };
+        let confidences: Vec<Option<f64>> = EdgeLine::of(&edge)
+            .into_iter()
+            .map(|line| line.confidence)
+            .collect();
         assert_eq!(confidences, [Some(1.0), Some(1.0), Some(0.5)]);
-        let none = v1::Edge { evidence: 0.0, ..Default::default() };
+        let none = v1::Edge {
+            evidence: 0.0,
+            ..Default::default()
+        };
         assert_eq!(EdgeLine::of(&none).len(), 1);
     }
 
@@ -322,20 +385,28 @@ mod tests {
         ];
         let properties = prop::collection::hash_map(text, property, 0..4);
         let labels = prop::collection::vec(text, 0..3);
-        (text, text, labels, properties, prop::option::of(0.0..=1.0), 0.1f32..9.0).prop_map(
-            |(id, content, labels, properties, confidence, x)| v1::Memory {
-                id,
-                content,
-                embedding: vec![x, -x],
-                labels,
-                properties: properties
-                    .into_iter()
-                    .map(|(key, value)| (key, v1::PropertyValue { value: Some(value) }))
-                    .collect(),
-                confidence,
-                ..Default::default()
-            },
+        (
+            text,
+            text,
+            labels,
+            properties,
+            prop::option::of(0.0..=1.0),
+            0.1f32..9.0,
         )
+            .prop_map(
+                |(id, content, labels, properties, confidence, x)| v1::Memory {
+                    id,
+                    content,
+                    embedding: vec![x, -x],
+                    labels,
+                    properties: properties
+                        .into_iter()
+                        .map(|(key, value)| (key, v1::PropertyValue { value: Some(value) }))
+                        .collect(),
+                    confidence,
+                    ..Default::default()
+                },
+            )
     }
 
     proptest! {

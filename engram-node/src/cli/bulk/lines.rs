@@ -33,7 +33,11 @@ pub struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     pub fn new(source: R) -> Self {
-        Self { source, number: 0, buffer: Vec::new() }
+        Self {
+            source,
+            number: 0,
+            buffer: Vec::new(),
+        }
     }
 
     /// The next line; none at the end. A line break at the very end begins no further line.
@@ -43,7 +47,11 @@ impl<R: BufRead> Lines<R> {
     pub fn next_line(&mut self) -> std::io::Result<Option<Line>> {
         self.buffer.clear();
         let limit = LINE_BYTES_MAX as u64 + 2;
-        let read = self.source.by_ref().take(limit).read_until(b'\n', &mut self.buffer)?;
+        let read = self
+            .source
+            .by_ref()
+            .take(limit)
+            .read_until(b'\n', &mut self.buffer)?;
         if read == 0 {
             return Ok(None);
         }
@@ -51,7 +59,10 @@ impl<R: BufRead> Lines<R> {
         let whole = self.buffer.last() == Some(&b'\n');
         if !whole && read as u64 == limit {
             self.skip_rest()?;
-            return Ok(Some(Line { number: self.number, text: Err(LineError::TooLong) }));
+            return Ok(Some(Line {
+                number: self.number,
+                text: Err(LineError::TooLong),
+            }));
         }
         let trimmed = self.buffer.trim_ascii();
         let text = match std::str::from_utf8(trimmed) {
@@ -59,7 +70,10 @@ impl<R: BufRead> Lines<R> {
             Ok(text) => Ok(text.to_owned()),
             Err(_) => Err(LineError::NotUtf8),
         };
-        Ok(Some(Line { number: self.number, text }))
+        Ok(Some(Line {
+            number: self.number,
+            text,
+        }))
     }
 
     fn skip_rest(&mut self) -> std::io::Result<()> {
@@ -116,7 +130,10 @@ mod tests {
     fn lines_are_numbered_and_trimmed() {
         assert_eq!(all(b""), []);
         assert_eq!(all(b"a\r\nb"), [Ok("a".into()), Ok("b".into())]);
-        assert_eq!(all(b"a\n\nb\n"), [Ok("a".into()), Err(LineError::Empty), Ok("b".into())]);
+        assert_eq!(
+            all(b"a\n\nb\n"),
+            [Ok("a".into()), Err(LineError::Empty), Ok("b".into())]
+        );
         assert_eq!(all(b"\xff\nb\n"), [Err(LineError::NotUtf8), Ok("b".into())]);
     }
 

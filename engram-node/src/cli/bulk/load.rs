@@ -74,12 +74,28 @@ pub enum LoadError {
     Io { file: String, error: std::io::Error },
     #[error("{file}: {error}")]
     Npy { file: String, error: NpyError },
-    #[error("{embeddings} has {rows} rows, but {memories} has {lines} lines: row i belongs to line i")]
-    RowCount { embeddings: String, rows: usize, memories: String, lines: u64 },
+    #[error(
+        "{embeddings} has {rows} rows, but {memories} has {lines} lines: row i belongs to line i"
+    )]
+    RowCount {
+        embeddings: String,
+        rows: usize,
+        memories: String,
+        lines: u64,
+    },
     #[error("{embeddings} has rows of dimension {actual}, the space has dimension {expected}")]
-    Dimension { embeddings: String, actual: usize, expected: u32 },
+    Dimension {
+        embeddings: String,
+        actual: usize,
+        expected: u32,
+    },
     #[error("{file}, line {line}: {reason} ({code})")]
-    Stopped { file: String, line: u64, code: String, reason: String },
+    Stopped {
+        file: String,
+        line: u64,
+        code: String,
+        reason: String,
+    },
     #[error("{error}")]
     Client { error: engram_client::Error },
 }
@@ -92,7 +108,10 @@ impl From<engram_client::Error> for LoadError {
 
 fn io_error(file: &str) -> impl Fn(std::io::Error) -> LoadError {
     let file = file.to_owned();
-    move |error| LoadError::Io { file: file.clone(), error }
+    move |error| LoadError::Io {
+        file: file.clone(),
+        error,
+    }
 }
 
 impl Source {
@@ -102,17 +121,29 @@ impl Source {
     /// When it cannot be read.
     pub fn open(path: &Path) -> Result<Self, LoadError> {
         let name = path.display().to_string();
-        let open = || File::open(path).map(BufReader::new).map_err(io_error(&name));
+        let open = || {
+            File::open(path)
+                .map(BufReader::new)
+                .map_err(io_error(&name))
+        };
         let lines = count(open()?).map_err(io_error(&name))?;
         let reader = Box::new(open()?);
-        Ok(Self { name, lines, reader })
+        Ok(Self {
+            name,
+            lines,
+            reader,
+        })
     }
 
     /// Lines that are part of the program.
     #[must_use]
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Self {
         let lines = count(bytes).unwrap_or(0);
-        Self { name: name.to_owned(), lines, reader: Box::new(bytes) }
+        Self {
+            name: name.to_owned(),
+            lines,
+            reader: Box::new(bytes),
+        }
     }
 }
 
@@ -161,7 +192,9 @@ impl Input {
 
     /// What can be known before anything is sent.
     fn check(&self, embeddings: Embeddings) -> Result<(), LoadError> {
-        let Some(rows) = &self.embeddings else { return Ok(()) };
+        let Some(rows) = &self.embeddings else {
+            return Ok(());
+        };
         if rows.dimension() != embeddings.dimension as usize {
             return Err(LoadError::Dimension {
                 embeddings: rows.name.clone(),
@@ -177,7 +210,12 @@ impl Input {
             return Ok(());
         }
         let embeddings = rows.name.clone();
-        Err(LoadError::RowCount { embeddings, rows: rows.reader.rows(), memories, lines })
+        Err(LoadError::RowCount {
+            embeddings,
+            rows: rows.reader.rows(),
+            memories,
+            lines,
+        })
     }
 }
 
@@ -199,12 +237,18 @@ impl Loader {
     pub async fn load(&self, input: Input, rejects: &mut Rejects) -> Result<Loaded, LoadError> {
         input.check(self.embeddings)?;
         let mut loaded = Loaded::default();
-        let Input { memories, embeddings: mut rows, edges } = input;
+        let Input {
+            memories,
+            embeddings: mut rows,
+            edges,
+        } = input;
         if let Some(source) = memories {
             let started = self.clock.monotonic();
             let embeddings = self.embeddings;
             let read = move |line: &str, row| {
-                parse::<MemoryLine>(line)?.into_memory(row, embeddings).map(Item::Memory)
+                parse::<MemoryLine>(line)?
+                    .into_memory(row, embeddings)
+                    .map(Item::Memory)
             };
             let run = Run::new(self, "memories", &source, rejects);
             loaded.memories = run.through(source, rows.as_mut(), read).await?;
@@ -275,12 +319,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(
-        loader: &Loader,
-        what: &'static str,
-        source: &Source,
-        rejects: &'a mut Rejects,
-    ) -> Self {
+    fn new(loader: &Loader, what: &'static str, source: &Source, rejects: &'a mut Rejects) -> Self {
         Self {
             file: source.name.clone(),
             importer: loader.space.importer().in_flight(loader.in_flight),
@@ -315,7 +354,10 @@ impl<'a> Run<'a> {
         if self.stopped.is_none() && next_row(rows)?.is_some() {
             // The file grew or shrank since its lines were counted.
             let error = std::io::Error::other("it changed while it was read");
-            return Err(LoadError::Io { file: self.file, error });
+            return Err(LoadError::Io {
+                file: self.file,
+                error,
+            });
         }
         self.finish().await
     }
@@ -331,9 +373,15 @@ impl<'a> Run<'a> {
                 let result = read(&text, row).map_err(|bad| (bad.code.to_owned(), bad.reason));
                 (text, result)
             }
-            Err(error) => (String::new(), Err(("MALFORMED_LINE".to_owned(), error.to_string()))),
+            Err(error) => (
+                String::new(),
+                Err(("MALFORMED_LINE".to_owned(), error.to_string())),
+            ),
         };
-        let origin = Origin { line: line.number, text };
+        let origin = Origin {
+            line: line.number,
+            text,
+        };
         match result {
             Ok(item) => {
                 self.batch.add(item, origin);
@@ -353,7 +401,9 @@ impl<'a> Run<'a> {
         }
         self.sent.push_back(batch.origins);
         let reports = self.importer.send(batch.memories, batch.edges).await?;
-        reports.into_iter().try_for_each(|report| self.report(report))
+        reports
+            .into_iter()
+            .try_for_each(|report| self.report(report))
     }
 
     async fn finish(mut self) -> Result<u64, LoadError> {
@@ -362,12 +412,23 @@ impl<'a> Run<'a> {
             self.report(report)?;
         }
         self.bar.finish();
-        self.rejects.flush().map_err(io_error(&self.rejects.path().display().to_string()))?;
+        self.rejects
+            .flush()
+            .map_err(io_error(&self.rejects.path().display().to_string()))?;
         match self.stopped {
             None => Ok(self.loaded),
-            Some(Reject { file, line, code, reason, .. }) => {
-                Err(LoadError::Stopped { file, line, code, reason })
-            }
+            Some(Reject {
+                file,
+                line,
+                code,
+                reason,
+                ..
+            }) => Err(LoadError::Stopped {
+                file,
+                line,
+                code,
+                reason,
+            }),
         }
     }
 
@@ -377,8 +438,14 @@ impl<'a> Run<'a> {
         self.loaded += report.memories + report.edges;
         for refused in report.rejected {
             let origin = match origins.get_mut(refused.position as usize) {
-                Some(origin) => Origin { line: origin.line, text: std::mem::take(&mut origin.text) },
-                None => Origin { line: 0, text: String::new() },
+                Some(origin) => Origin {
+                    line: origin.line,
+                    text: std::mem::take(&mut origin.text),
+                },
+                None => Origin {
+                    line: 0,
+                    text: String::new(),
+                },
             };
             self.reject(origin, refused.code, refused.reason)?;
         }
@@ -387,7 +454,13 @@ impl<'a> Run<'a> {
 
     fn reject(&mut self, origin: Origin, code: String, reason: String) -> Result<(), LoadError> {
         let file = self.file.clone();
-        let reject = Reject { file, line: origin.line, code, reason, record: origin.text };
+        let reject = Reject {
+            file,
+            line: origin.line,
+            code,
+            reason,
+            record: origin.text,
+        };
         if self.on_error == OnError::Stop {
             self.stopped.get_or_insert_with(|| reject.clone());
         }
@@ -398,5 +471,8 @@ impl<'a> Run<'a> {
 
 fn next_row(rows: Option<&mut Rows>) -> Result<Option<Vec<f32>>, LoadError> {
     let Some(rows) = rows else { return Ok(None) };
-    rows.reader.next_row().map_err(|error| LoadError::Npy { file: rows.name.clone(), error })
+    rows.reader.next_row().map_err(|error| LoadError::Npy {
+        file: rows.name.clone(),
+        error,
+    })
 }

@@ -86,7 +86,14 @@ impl<R: Read> NpyReader<R> {
             .checked_mul(element.bytes())
             .ok_or(NpyError::Header("a row does not fit in memory"))?;
         let buffer = vec![0; row_bytes];
-        Ok(Self { source, element, rows, dimension, next: 0, buffer })
+        Ok(Self {
+            source,
+            element,
+            rows,
+            dimension,
+            next: 0,
+            buffer,
+        })
     }
 
     pub fn rows(&self) -> usize {
@@ -107,9 +114,10 @@ impl<R: Read> NpyReader<R> {
         }
         if let Err(error) = self.source.read_exact(&mut self.buffer) {
             return Err(match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    NpyError::Truncated { row: self.next, rows: self.rows }
-                }
+                std::io::ErrorKind::UnexpectedEof => NpyError::Truncated {
+                    row: self.next,
+                    rows: self.rows,
+                },
                 _ => error.into(),
             });
         }
@@ -168,15 +176,21 @@ fn read_header(source: &mut impl Read) -> Result<String, NpyError> {
 }
 
 fn read_or(source: &mut impl Read, buffer: &mut [u8], short: NpyError) -> Result<(), NpyError> {
-    source.read_exact(buffer).map_err(|error| match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => short,
-        _ => error.into(),
-    })
+    source
+        .read_exact(buffer)
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => short,
+            _ => error.into(),
+        })
 }
 
 /// The value behind `'name':`, up to the comma that ends it.
 fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
-    let after = header.split_once(&format!("'{name}'"))?.1.trim_start().strip_prefix(':')?;
+    let after = header
+        .split_once(&format!("'{name}'"))?
+        .1
+        .trim_start()
+        .strip_prefix(':')?;
     let after = after.trim_start();
     let end = if after.starts_with('(') {
         after.find(')')? + 1
@@ -192,8 +206,16 @@ fn shape(header: &str) -> Result<Vec<usize>, NpyError> {
         .strip_prefix('(')
         .and_then(|text| text.strip_suffix(')'))
         .ok_or(NpyError::Header("'shape' is no tuple"))?;
-    let sizes = inner.split(',').map(str::trim).filter(|size| !size.is_empty());
-    sizes.map(|size| size.parse().map_err(|_| NpyError::Header("'shape' is no tuple of sizes"))).collect()
+    let sizes = inner
+        .split(',')
+        .map(str::trim)
+        .filter(|size| !size.is_empty());
+    sizes
+        .map(|size| {
+            size.parse()
+                .map_err(|_| NpyError::Header("'shape' is no tuple of sizes"))
+        })
+        .collect()
 }
 
 fn rows_and_dimension(shape: Vec<usize>) -> Result<(usize, usize), NpyError> {
@@ -216,7 +238,11 @@ impl<W: Write + Seek> NpyWriter<W> {
     /// When the target cannot be written.
     pub fn new(mut target: W, dimension: usize) -> std::io::Result<Self> {
         target.write_all(&header(0, dimension))?;
-        Ok(Self { target, dimension, rows: 0 })
+        Ok(Self {
+            target,
+            dimension,
+            rows: 0,
+        })
     }
 
     /// # Errors
@@ -291,8 +317,10 @@ mod tests {
 
     #[test]
     fn both_header_versions_and_float16_are_read() {
-        let data: Vec<u8> =
-            [1.5f32, -2.0].iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+        let data: Vec<u8> = [1.5f32, -2.0]
+            .iter()
+            .flat_map(|v| half::f16::from_f32(*v).to_le_bytes())
+            .collect();
         for version in [1, 2, 3] {
             let rows = read(&file(version, ONE_BY_TWO, &data)).expect("readable");
             assert_eq!(rows, [[1.5, -2.0]]);
@@ -311,15 +339,36 @@ mod tests {
         let with = |from: &str, to: &str| file(1, &ONE_BY_TWO.replace(from, to), &[0; 4]);
         assert!(matches!(read(b"PK\x03\x04 zipped"), Err(NpyError::Magic)));
         assert!(matches!(read(b""), Err(NpyError::Magic)));
-        assert!(matches!(read(&file(9, ONE_BY_TWO, &[])), Err(NpyError::Version(9, 0))));
+        assert!(matches!(
+            read(&file(9, ONE_BY_TWO, &[])),
+            Err(NpyError::Version(9, 0))
+        ));
         assert!(matches!(read(&with("<f2", "<f8")), Err(NpyError::Type(t)) if t == "<f8"));
         assert!(matches!(read(&with("<f2", ">f2")), Err(NpyError::Type(_))));
-        assert!(matches!(read(&with("False", "True")), Err(NpyError::FortranOrder)));
-        assert!(matches!(read(&with("(1, 2)", "(1, 2, 3)")), Err(NpyError::Shape(_))));
-        assert!(matches!(read(&with("(1, 2)", "(1, -2)")), Err(NpyError::Header(_))));
-        assert!(matches!(read(&with("'shape'", "'size'")), Err(NpyError::Header(_))));
-        assert!(matches!(read(&file(1, ONE_BY_TWO, &[0; 3])), Err(NpyError::Truncated { .. })));
-        assert!(matches!(read(&file(1, ONE_BY_TWO, &[0; 5])), Err(NpyError::Trailing { .. })));
+        assert!(matches!(
+            read(&with("False", "True")),
+            Err(NpyError::FortranOrder)
+        ));
+        assert!(matches!(
+            read(&with("(1, 2)", "(1, 2, 3)")),
+            Err(NpyError::Shape(_))
+        ));
+        assert!(matches!(
+            read(&with("(1, 2)", "(1, -2)")),
+            Err(NpyError::Header(_))
+        ));
+        assert!(matches!(
+            read(&with("'shape'", "'size'")),
+            Err(NpyError::Header(_))
+        ));
+        assert!(matches!(
+            read(&file(1, ONE_BY_TWO, &[0; 3])),
+            Err(NpyError::Truncated { .. })
+        ));
+        assert!(matches!(
+            read(&file(1, ONE_BY_TWO, &[0; 5])),
+            Err(NpyError::Trailing { .. })
+        ));
         let cut = file(1, ONE_BY_TWO, &[]);
         assert!(matches!(read(&cut[..20]), Err(NpyError::Header(_))));
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-const TEMPLATE: &str =
-    "{prefix:>10} [{bar:30}] {human_pos}/{human_len}  {per_sec}  {eta} left";
+const TEMPLATE: &str = "{prefix:>10} [{bar:30}] {human_pos}/{human_len}  {per_sec}  {eta} left";
 const TEMPLATE_OPEN: &str = "{prefix:>10} {spinner} {human_pos}  {per_sec}";
 
 /// Whether bars are wanted at all.
@@ -23,11 +22,17 @@ impl Progress {
             Self::Shown => ProgressDrawTarget::stderr(),
             Self::Hidden => ProgressDrawTarget::hidden(),
         };
-        let template = if total.is_some() { TEMPLATE } else { TEMPLATE_OPEN };
+        let template = if total.is_some() {
+            TEMPLATE
+        } else {
+            TEMPLATE_OPEN
+        };
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");
-        ProgressBar::with_draw_target(total, target).with_style(style).with_prefix(what)
+        ProgressBar::with_draw_target(total, target)
+            .with_style(style)
+            .with_prefix(what)
     }
 }
 

@@ -28,7 +28,12 @@ pub struct Rejects {
 
 impl Rejects {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, file: None, count: 0, first: None }
+        Self {
+            path,
+            file: None,
+            count: 0,
+            first: None,
+        }
     }
 
     /// # Errors
@@ -88,6 +93,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).expect("written");
         assert_eq!(text.lines().count(), 2);
         assert!(text.starts_with(r#"{"file":"m.jsonl","line":3,"#), "{text}");
-        assert_eq!((rejects.count(), rejects.first().map(|first| first.line)), (2, Some(3)));
+        assert_eq!(
+            (rejects.count(), rejects.first().map(|first| first.line)),
+            (2, Some(3))
+        );
     }
 }
