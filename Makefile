@@ -45,6 +45,7 @@ test: bootstrap ## unit, property, model and cluster tests
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy $(SELECT) --all-targets -- -D warnings
+	@scripts/check_dependencies.py
 	@scripts/deny.sh
 
 fix: bootstrap ## formatting, and lints that can be fixed by themselves

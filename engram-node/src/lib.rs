@@ -8,3 +8,4 @@ pub mod consensus;
 pub mod control;
 pub mod demo;
 pub mod seams;
+pub mod security;

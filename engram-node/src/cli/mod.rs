@@ -5,6 +5,7 @@
 //! codes are stable ([`failure::Exit`]); an error says what to try next.
 
 pub mod bulk;
+pub mod cert;
 pub mod cluster;
 pub mod context;
 pub mod edge;
@@ -16,6 +17,7 @@ pub mod output;
 pub mod recall;
 pub mod space;
 pub mod spread;
+pub mod token;
 pub mod vector;
 
 use std::process::ExitCode;
@@ -67,6 +69,10 @@ enum Command {
     Cluster(WithClient<cluster::ClusterArgs>),
     /// Compare the digests of every replica of a space
     Verify(WithClient<cluster::VerifyArgs>),
+    /// Make certificates for a cluster with TLS
+    Cert(cert::CertArgs),
+    /// Make bearer tokens for clients
+    Token(token::TokenArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -127,12 +133,22 @@ async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
         Command::Spread(with) => spread::run(&with.args, &with.client).await,
         Command::Cluster(with) => cluster::run(&with.args, &with.client).await,
         Command::Verify(with) => cluster::verify(&with.args, &with.client).await,
+        Command::Cert(args) => local(cert::run(&args, seams).map_err(|error| error.to_string())),
+        Command::Token(args) => {
+            local(token::run(&args, &*seams.entropy).map_err(|error| error.to_string()))
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "engram", &mut std::io::stdout());
             Ok(Exit::Ok)
         }
         Command::ExitCodes => output::line(EXIT_CODES).map(|()| Exit::Ok),
     }
+}
+
+/// The end of a command that works on files alone: what to print, or what was in the way.
+fn local(ended: Result<String, String>) -> Result<Exit, Failure> {
+    let text = ended.map_err(|message| Failure::usage(message, ""))?;
+    output::line(text.trim_end()).map(|()| Exit::Ok)
 }
 
 impl Command {
@@ -157,7 +173,11 @@ impl Command {
             Self::Spread(with) => Some(&with.client),
             Self::Cluster(with) => Some(&with.client),
             Self::Verify(with) => Some(&with.client),
-            Self::Demo(_) | Self::Completions { .. } | Self::ExitCodes => None,
+            Self::Demo(_)
+            | Self::Cert(_)
+            | Self::Token(_)
+            | Self::Completions { .. }
+            | Self::ExitCodes => None,
         }
     }
 }
