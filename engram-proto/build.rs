@@ -2,7 +2,16 @@
 
 use std::path::PathBuf;
 
-const FILES: &[&str] = &["engram/v1/engram.proto", "engram/log/v1/log.proto"];
+const FILES: &[&str] = &[
+    "engram/v1/engram.proto",
+    "engram/log/v1/log.proto",
+    "engram/control/v1/control.proto",
+    "engram/peer/v1/cluster.proto",
+    "engram/peer/v1/forward.proto",
+    "engram/peer/v1/overlay.proto",
+    "engram/peer/v1/raft.proto",
+    "engram/peer/v1/spread.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -12,8 +21,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         out.join("engram.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
+    // Maps of log entries are ordered, so that a command has one encoding.
     tonic_prost_build::configure()
         .bytes(".")
+        .btree_map(".engram.log.v1")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -131,6 +131,8 @@ pub struct OverlayDelta {
     pub to: MemoryId,
     pub relation: Relation,
     pub stamp: Hlc,
+    /// Whether this is a second or later attempt of the same request.
+    pub retried: bool,
     pub change: EdgeChange,
 }
 

@@ -9,6 +9,13 @@
 //! thread count, restart history or storage backend they ran on.
 
 pub mod command;
+pub mod edges;
+pub mod filter;
+pub mod index;
+pub mod kernel;
+pub mod keys;
 pub mod limits;
+pub mod partition;
+pub mod spread;
 pub mod storage;
 pub mod types;

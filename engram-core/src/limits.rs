@@ -39,8 +39,15 @@ pub const SEARCH_EFFORT_MAX: usize = 4_096;
 pub const HOPS_MAX: u32 = 16;
 /// Seeds of one spread.
 pub const SEEDS_MAX: usize = 1_024;
-/// Memories that one spread may activate in one partition before it ends with an error.
+/// Memories that one spread may activate, in all partitions together, before it ends with an error.
 pub const ACTIVATED_MAX: usize = 1_000_000;
+/// Distinct memories to which one participant of a spread may send in one hop.
+pub const SPREAD_TARGETS_MAX: usize = 4_000_000;
+/// Relations that one spread may list, and those it may give factors.
+pub const SPREAD_RELATIONS_MAX: usize = 1_024;
+/// Encoded size of the start of a spread, and of one of its frames or reports, in bytes.
+pub const SPREAD_START_BYTES_MAX: usize = 4 << 20;
+pub const SPREAD_FRAME_BYTES_MAX: usize = 256 << 20;
 /// Applied request ids remembered per client and partition.
 pub const REQUESTS_PER_CLIENT: usize = 1_024;
 /// Clients remembered per partition.

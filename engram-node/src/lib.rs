@@ -4,8 +4,16 @@
 //! everything that touches the machine goes through `seams`.
 
 pub mod cli;
+pub mod config;
 pub mod consensus;
 pub mod control;
 pub mod demo;
+pub mod http;
+pub mod liveness;
+pub mod membership;
+pub mod placement;
+pub mod replica;
 pub mod seams;
 pub mod security;
+pub mod server;
+pub mod transport;

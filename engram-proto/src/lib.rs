@@ -10,6 +10,8 @@
     unused_qualifications
 )]
 
+pub mod convert;
+
 /// The public API.
 pub mod v1 {
     tonic::include_proto!("engram.v1");
@@ -18,6 +20,31 @@ pub mod v1 {
 /// Log entries.
 pub mod log {
     tonic::include_proto!("engram.log.v1");
+
+    /// The path by which generated code of other packages names these messages.
+    pub mod v1 {
+        pub use super::*;
+    }
+}
+
+/// Entries of the control plane's log.
+pub mod control {
+    pub use v1::*;
+
+    #[allow(missing_docs)]
+    pub mod v1 {
+        tonic::include_proto!("engram.control.v1");
+    }
+}
+
+/// What nodes say to each other.
+pub mod peer {
+    pub use v1::*;
+
+    #[allow(missing_docs)]
+    pub mod v1 {
+        tonic::include_proto!("engram.peer.v1");
+    }
 }
 
 /// All files, encoded as a `FileDescriptorSet`, for gRPC reflection.

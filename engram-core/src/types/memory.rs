@@ -86,6 +86,20 @@ impl Embedding {
         Ok(Self(components.into_boxed_slice()))
     }
 
+    /// An embedding as a log entry holds it: its dimension and direction were checked against the
+    /// space when it was proposed, and the dimension is checked again when it is applied.
+    ///
+    /// # Errors
+    /// When a component is not finite.
+    pub fn from_log(components: Vec<f32>) -> Result<Self, EmbeddingError> {
+        match components.iter().position(|value| !value.is_finite()) {
+            Some(position) => {
+                Err(EmbeddingError::NotFinite { position, value: components[position] })
+            }
+            None => Ok(Self(components.into_boxed_slice())),
+        }
+    }
+
     #[must_use]
     pub fn components(&self) -> &[f32] {
         &self.0

@@ -17,6 +17,7 @@ pub mod output;
 pub mod recall;
 pub mod space;
 pub mod spread;
+pub mod start;
 pub mod token;
 pub mod vector;
 
@@ -28,6 +29,7 @@ use engram_core::storage::RocksOptions;
 use self::context::{ClientArgs, WithClient};
 use self::failure::{EXIT_CODES, Exit, Failure};
 use self::output::Output;
+use crate::config::StartArgs;
 use crate::demo::{self, DemoArgs};
 use crate::seams::{Seams, os};
 
@@ -43,6 +45,8 @@ struct Cli {
 enum Command {
     /// Start a local cluster of real processes and be shown around
     Demo(DemoArgs),
+    /// Run a node
+    Start(StartArgs),
     /// Create, list, describe and drop spaces
     Space(WithClient<space::SpaceArgs>),
     Import(WithClient<import::ImportArgs>),
@@ -119,6 +123,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, seams).await,
+        Command::Start(args) => start::run(args, seams).await,
         Command::Space(with) => space::run(&with.args, &with.client).await,
         Command::Import(with) => import::run(&with.args, &with.client, seams).await,
         Command::Export(with) => export::run(&with.args, &with.client, seams).await,
@@ -174,6 +179,7 @@ impl Command {
             Self::Cluster(with) => Some(&with.client),
             Self::Verify(with) => Some(&with.client),
             Self::Demo(_)
+            | Self::Start(_)
             | Self::Cert(_)
             | Self::Token(_)
             | Self::Completions { .. }

@@ -5,11 +5,32 @@
 //! majority has fsynced it; entries are applied in order, once, with the applied position in the
 //! same storage batch.
 
+mod campaign;
+mod codec;
+mod config;
+mod group;
+mod keys;
+mod log;
+mod network;
+mod node;
+mod receive;
+mod runtime;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+mod wire;
+
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
+
+pub use config::ConsensusConfig;
+pub use node::Consensus;
+use node::Inner;
 
 /// A Raft group as a node is told to run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +71,13 @@ pub enum ProposeError {
     /// Not applied: too many proposals are in flight.
     #[error("group {group} has {limit} proposals in flight")]
     Overloaded { group: GroupId, limit: usize },
+    /// Not applied: the entry is too big for any attempt to succeed.
+    #[error("an entry of {bytes} bytes for group {group}; at most {limit} are allowed")]
+    TooLarge {
+        group: GroupId,
+        bytes: usize,
+        limit: usize,
+    },
 }
 
 /// Why a read barrier could not be passed.
@@ -68,80 +96,6 @@ pub enum BarrierError {
     Stopped { group: GroupId, reason: String },
 }
 
-/// All Raft groups of this node. Cheap to clone.
-#[derive(Clone)]
-pub struct Consensus {}
-
-impl Consensus {
-    /// Starts the group here, from disk when it was here before. Idempotent.
-    pub async fn start_group(&self, _spec: &GroupSpec) -> Result<(), StartError> {
-        unimplemented!("contract only")
-    }
-
-    /// Stops the group here and deletes its log and its machine's state. Idempotent.
-    pub async fn remove_group(&self, _group: GroupId) -> Result<(), StartError> {
-        unimplemented!("contract only")
-    }
-
-    /// Proposes an entry here and answers with what its application returned on this node.
-    ///
-    /// # Errors
-    /// See [`ProposeError`]; each variant says whether the entry may have been applied.
-    pub async fn propose(
-        &self,
-        _group: GroupId,
-        _entry: Bytes,
-        _wait: Duration,
-    ) -> Result<Bytes, ProposeError> {
-        unimplemented!("contract only")
-    }
-
-    /// Returns once this node is known to lead `group` now (ReadIndex) and has applied all that
-    /// was committed when the call began.
-    pub async fn read_barrier(&self, _group: GroupId, _wait: Duration) -> Result<(), BarrierError> {
-        unimplemented!("contract only")
-    }
-
-    /// Waits until this node knows a leader of the group.
-    pub async fn wait_for_leader(&self, _group: GroupId, _wait: Duration) -> Option<NodeId> {
-        unimplemented!("contract only")
-    }
-
-    #[must_use]
-    pub fn leadership(&self, _group: GroupId) -> Leadership {
-        unimplemented!("contract only")
-    }
-
-    /// Groups that run here.
-    #[must_use]
-    pub fn groups(&self) -> Vec<GroupId> {
-        unimplemented!("contract only")
-    }
-
-    /// Adds a learner and waits until it has caught up, then (if `voter`) makes it a voter. To be
-    /// called on the leader. Idempotent.
-    pub async fn add_member(
-        &self,
-        _group: GroupId,
-        _node: NodeId,
-        _peer_address: String,
-        _voter: bool,
-    ) -> Result<(), ProposeError> {
-        unimplemented!("contract only")
-    }
-
-    /// The node at `node` is presumed dead: every group that it led here, and whose chosen
-    /// survivor this node is, campaigns now.
-    pub fn on_node_lost(&self, _node: NodeId) {
-        unimplemented!("contract only")
-    }
-
-    /// Stops all groups after handing over leadership where that is quick.
-    pub async fn shutdown(&self) {
-        unimplemented!("contract only")
-    }
-}
-
 /// Why a group could not be started or removed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StartError {
@@ -149,6 +103,22 @@ pub enum StartError {
     Storage { group: GroupId, reason: String },
     #[error("group {group}: {reason}")]
     Raft { group: GroupId, reason: String },
+}
+
+/// Gives the state machine of each group.
+pub trait MachineFactory: Send + Sync + 'static {
+    /// The group's machine, with the state that storage holds. Blocks; called once per start.
+    ///
+    /// # Errors
+    /// When the state cannot be read.
+    fn open(&self, group: GroupId) -> Result<Arc<dyn Machine>, MachineError>;
+
+    /// Deletes all state of the group's machine, open or not. Blocks; called when no entry is
+    /// being applied any more. Idempotent.
+    ///
+    /// # Errors
+    /// When storage fails.
+    fn destroy(&self, group: GroupId) -> Result<(), MachineError>;
 }
 
 /// A replicated state machine: the control plane's, or a data group's partitions.

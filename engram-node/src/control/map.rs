@@ -9,15 +9,32 @@ use std::collections::BTreeMap;
 use engram_core::types::{GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId};
 use serde::{Deserialize, Serialize};
 
+/// Most voters of the control group; all other nodes follow it as learners.
+pub const CONTROL_VOTERS_MAX: usize = 5;
+
 /// Random and durable: a node of another cluster is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterId(pub [u8; 16]);
+
+/// Format of the encoded map; the first byte of every copy on disk and in snapshots.
+const MAP_FORMAT: u8 = 1;
+
+/// Why bytes are no cluster map.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    #[error("the cluster map is empty")]
+    Empty,
+    #[error("the cluster map has format {0}, this version reads {MAP_FORMAT}")]
+    Format(u8),
+    #[error("the cluster map is damaged: {0}")]
+    Damaged(String),
+}
 
 /// All of the control plane's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterMap {
     pub cluster: ClusterId,
-    /// Position of the control log that this map reflects.
+    /// Control commands that this map reflects, refused ones included.
     pub index: u64,
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     pub spaces: BTreeMap<SpaceId, SpaceRecord>,
@@ -27,6 +44,12 @@ pub struct ClusterMap {
     pub next_partition: u64,
     pub next_group: u64,
     pub next_mark: u64,
+}
+
+impl std::fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// A node as it described itself when it last joined or restarted.
@@ -64,9 +87,116 @@ pub struct GroupRecord {
     pub id: GroupId,
     /// Voters; the first is the preferred primary.
     pub replicas: Vec<NodeId>,
+    /// Carries partitions of several small spaces.
+    pub shared: bool,
 }
 
 impl ClusterMap {
+    /// The bytes that are stored, put into snapshots and sent to joining nodes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let encoded = postcard::to_extend(self, vec![MAP_FORMAT]);
+        encoded.unwrap_or_else(|error| panic!("a map of plain values is encodable: {error}"))
+    }
+
+    /// # Errors
+    /// When the bytes are of another format or damaged.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MapError> {
+        let (format, rest) = bytes.split_first().ok_or(MapError::Empty)?;
+        if *format != MAP_FORMAT {
+            return Err(MapError::Format(*format));
+        }
+        postcard::from_bytes(rest).map_err(|error| MapError::Damaged(error.to_string()))
+    }
+
+    /// Whether the cluster has been founded.
+    #[must_use]
+    pub fn is_founded(&self) -> bool {
+        self.cluster != ClusterId::default()
+    }
+
+    #[must_use]
+    pub fn node_by_identity(&self, identity: &[u8; 16]) -> Option<&NodeRecord> {
+        self.nodes.values().find(|node| node.identity == *identity)
+    }
+
+    /// All partitions with their spaces, in order of spaces and slots.
+    pub fn partitions(&self) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
+        let of = |space: &SpaceRecord| space.partitions.clone();
+        self.spaces
+            .values()
+            .flat_map(move |space| of(space).into_iter().map(move |it| (space, it)))
+    }
+
+    /// The partitions that `group` carries, with their spaces.
+    pub fn partitions_of(
+        &self,
+        group: GroupId,
+    ) -> impl Iterator<Item = (&SpaceRecord, PartitionRecord)> {
+        self.partitions()
+            .filter(move |(_, partition)| partition.group == group)
+    }
+
+    #[must_use]
+    pub fn partition(&self, id: PartitionId) -> Option<(&SpaceRecord, PartitionRecord)> {
+        self.partitions().find(|(_, partition)| partition.id == id)
+    }
+
+    /// The nodes that vote in the control group: the first 1, 3 or 5 that joined.
+    #[must_use]
+    pub fn control_voters(&self) -> Vec<NodeId> {
+        let voters = match self.nodes.len() {
+            0..=2 => 1,
+            3..=4 => 3,
+            _ => CONTROL_VOTERS_MAX,
+        };
+        self.nodes.keys().copied().take(voters).collect()
+    }
+
+    /// Checks what must hold of every map.
+    ///
+    /// # Panics
+    /// When it does not: the map was changed by something else than its commands.
+    pub fn validate(&self) {
+        let mut partitions = std::collections::BTreeSet::new();
+        for space in self.spaces.values() {
+            let mut next = 0;
+            for partition in &space.partitions {
+                assert!(
+                    partitions.insert(partition.id),
+                    "partition {} twice",
+                    partition.id
+                );
+                assert!(
+                    partition.id.0 < self.next_partition,
+                    "partition id was never given out"
+                );
+                assert!(
+                    self.groups.contains_key(&partition.group),
+                    "partition without a group"
+                );
+                assert!(
+                    partition.slots.start == next,
+                    "a gap in the slots of a space"
+                );
+                next = partition.slots.end;
+            }
+            assert!(
+                next == SlotRange::ALL.end,
+                "the slots of a space are not covered"
+            );
+        }
+        for group in self.groups.values() {
+            assert!(group.id.0 < self.next_group, "group id was never given out");
+            assert!(!group.replicas.is_empty(), "a group without replicas");
+            let known = |node| self.nodes.contains_key(node);
+            assert!(
+                group.replicas.iter().all(known),
+                "a replica on an unknown node"
+            );
+        }
+    }
+
     #[must_use]
     pub fn space(&self, name: &str) -> Option<&SpaceRecord> {
         self.spaces.values().find(|space| space.config.name == name)

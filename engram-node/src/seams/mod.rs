@@ -90,6 +90,34 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// When the file exists but cannot be removed.
     fn remove_file(&self, path: &Path) -> std::io::Result<()>;
+    /// Begins a file that is written piece by piece. Nothing is at `path` before
+    /// [`FileWriter::finish`]; a writer dropped before that leaves nothing behind.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    fn create_file(&self, path: &Path) -> std::io::Result<Box<dyn FileWriter>>;
+    /// # Errors
+    /// When the file cannot be opened.
+    fn open_file(&self, path: &Path) -> std::io::Result<Box<dyn std::io::Read + Send>>;
+    /// Moves a file, replacing what is at `to`, durable on return.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    fn rename_file(&self, from: &Path, to: &Path) -> std::io::Result<()>;
+    /// Names of the files in a directory, in order; none when it does not exist.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    fn list_files(&self, directory: &Path) -> std::io::Result<Vec<String>>;
+}
+
+/// A file in the making.
+pub trait FileWriter: std::io::Write + Send {
+    /// Makes the file durable and visible under its path.
+    ///
+    /// # Errors
+    /// When it cannot be synced or moved to its path; nothing is there then.
+    fn finish(self: Box<Self>) -> std::io::Result<()>;
 }
 
 /// All seams of one node. Cheap to clone.

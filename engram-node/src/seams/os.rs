@@ -6,7 +6,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +15,9 @@ use engram_core::storage::{RocksOptions, RocksStorage, Storage, StorageError};
 use rand::Rng as _;
 use tokio::net::{TcpListener, TcpStream, UdpSocket, lookup_host};
 
-use super::{BoxFuture, Clock, Datagrams, Disk, Entropy, Listener, Net, Seams, Stream, Tasks};
+use super::{
+    BoxFuture, Clock, Datagrams, Disk, Entropy, FileWriter, Listener, Net, Seams, Stream, Tasks,
+};
 
 /// The seams of a real process. Call inside a tokio runtime.
 #[must_use]
@@ -151,20 +153,106 @@ impl Disk for OsDisk {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
-        let staging = path.with_extension("staging");
-        let mut file = std::fs::File::create(&staging)?;
+        let mut file = self.create_file(path)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&staging, path)?;
-        std::fs::File::open(directory)?.sync_all()
+        file.finish()
     }
 
     fn remove_file(&self, path: &Path) -> std::io::Result<()> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    fn create_file(&self, path: &Path) -> std::io::Result<Box<dyn FileWriter>> {
+        std::fs::create_dir_all(directory_of(path))?;
+        let staging = path.with_extension("staging");
+        let file = std::fs::File::create(&staging)?;
+        let file = Some(std::io::BufWriter::with_capacity(1 << 18, file));
+        Ok(Box::new(OsFileWriter {
+            file,
+            staging,
+            path: path.to_owned(),
+        }))
+    }
+
+    fn open_file(&self, path: &Path) -> std::io::Result<Box<dyn std::io::Read + Send>> {
+        let file = std::fs::File::open(path)?;
+        Ok(Box::new(std::io::BufReader::with_capacity(1 << 18, file)))
+    }
+
+    fn rename_file(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        std::fs::create_dir_all(directory_of(to))?;
+        std::fs::rename(from, to)?;
+        sync_directory(to)
+    }
+
+    fn list_files(&self, directory: &Path) -> std::io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
+}
+
+fn sync_directory(of: &Path) -> std::io::Result<()> {
+    std::fs::File::open(directory_of(of))?.sync_all()
+}
+
+struct OsFileWriter {
+    /// `None` once finished.
+    file: Option<std::io::BufWriter<std::fs::File>>,
+    staging: PathBuf,
+    path: PathBuf,
+}
+
+impl OsFileWriter {
+    fn file(&mut self) -> std::io::Result<&mut std::io::BufWriter<std::fs::File>> {
+        self.file
+            .as_mut()
+            .ok_or_else(|| std::io::Error::other("the file is finished"))
+    }
+}
+
+impl std::io::Write for OsFileWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file()?.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file()?.flush()
+    }
+}
+
+impl FileWriter for OsFileWriter {
+    fn finish(mut self: Box<Self>) -> std::io::Result<()> {
+        let file = self.file()?;
+        file.flush()?;
+        file.get_ref().sync_all()?;
+        std::fs::rename(&self.staging, &self.path)?;
+        self.file = None;
+        sync_directory(&self.path)
+    }
+}
+
+impl Drop for OsFileWriter {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // Best effort: a left-over is overwritten by the next file of that name.
+            drop(std::fs::remove_file(&self.staging));
         }
     }
 }

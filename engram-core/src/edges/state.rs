@@ -1,0 +1,357 @@
+//! The state of one edge and the changes to it.
+//!
+//! [`EdgeState`] is a dot store: a change is identified by its dot and a context says which dots
+//! were seen. The context belongs to the partition, not to the edge, so it is passed in.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::{EdgeChange, OverlayDelta};
+use crate::types::{Dot, EdgeContext, Hlc, RequestId, Unit};
+
+/// One observation of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contribution {
+    /// Weight x confidence, rounded down, a multiple of 2^-32; never above `c`.
+    pub wc: Unit,
+    /// Confidence, a multiple of 2^-32.
+    pub c: Unit,
+    pub stamp: Hlc,
+    pub request: RequestId,
+    /// A second or later attempt of its request: it may have a twin.
+    pub retried: bool,
+}
+
+impl Contribution {
+    #[must_use]
+    pub fn new(
+        weight: Unit,
+        confidence: Unit,
+        stamp: Hlc,
+        request: RequestId,
+        retried: bool,
+    ) -> Self {
+        Self {
+            wc: weight.times(confidence),
+            c: confidence,
+            stamp,
+            request,
+            retried,
+        }
+    }
+}
+
+/// What its issuer had seen and no longer wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    pub context: EdgeContext,
+    pub stamp: Hlc,
+    pub request: RequestId,
+}
+
+/// Contributions that were folded into sums by a logged command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// The mark of the folding command: the identity of this base when states are joined.
+    pub dot: Dot,
+    pub sum_wc: u128,
+    pub sum_c: u128,
+    /// Contributions counted in the sums.
+    pub count: u64,
+    pub newest: Hlc,
+    /// Every swallowed contribution is covered by it. A removal that covers it removes the base.
+    pub frontier: EdgeContext,
+    /// Swallowed requests of which a second attempt is known: a later twin of theirs is not
+    /// counted.
+    pub swallowed_marked: BTreeSet<RequestId>,
+}
+
+/// What the state keeps of one edge. Equal states have equal encodings, whatever led to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeState {
+    pub(super) contributions: BTreeMap<Dot, Contribution>,
+    /// Removals whose context the log's context does not cover yet: what they cover may still
+    /// come.
+    pub(super) removals: BTreeMap<Dot, Removal>,
+    pub(super) base: Option<Base>,
+}
+
+/// What a change did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Effect {
+    /// The state differs from before, so its record must be written.
+    pub changed: bool,
+    pub conflict: Option<Conflict>,
+}
+
+/// What a base makes undecidable. The change is applied add-wins; someone should look at it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Conflict {
+    /// The removal does not cover everything that was folded: the base stays whole.
+    RemovalMissesBase { removal: Dot, request: RequestId },
+    /// A repeated attempt reached an edge with a base. `counted` is false when the base is known
+    /// to hold its twin; when true, an unmarked first attempt may be in the base too.
+    RetryMeetsBase {
+        contribution: Dot,
+        request: RequestId,
+        counted: bool,
+    },
+}
+
+/// Whether everything in `part` is in `whole`.
+pub(super) fn covers_context(whole: &EdgeContext, part: &EdgeContext) -> bool {
+    part.sequence <= whole.sequence && whole.overlay.covers_all(&part.overlay)
+}
+
+impl EdgeState {
+    /// Nothing is left: the record is to be deleted, and no digest counted for it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.contributions.is_empty() && self.removals.is_empty() && self.base.is_none()
+    }
+
+    /// Contributions in the canonical order, twins included.
+    pub fn contributions(&self) -> impl Iterator<Item = (&Dot, &Contribution)> {
+        self.contributions.iter()
+    }
+
+    /// Removals that may still meet what they cover.
+    pub fn pending_removals(&self) -> impl Iterator<Item = (&Dot, &Removal)> {
+        self.removals.iter()
+    }
+
+    #[must_use]
+    pub fn base(&self) -> Option<&Base> {
+        self.base.as_ref()
+    }
+
+    /// Applies a contribution at the log. Twins are kept; which of them counts is decided at read.
+    pub fn apply_contribution(&mut self, dot: Dot, contribution: Contribution) -> Effect {
+        let removed = self
+            .removals
+            .values()
+            .any(|removal| removal.context.covers(&dot));
+        if removed || self.contributions.contains_key(&dot) {
+            return Effect::default();
+        }
+        let conflict = self.retry_meets_base(dot, &contribution);
+        self.contributions.insert(dot, contribution);
+        Effect {
+            changed: true,
+            conflict,
+        }
+    }
+
+    fn retry_meets_base(&self, dot: Dot, contribution: &Contribution) -> Option<Conflict> {
+        let base = self.base.as_ref()?;
+        let request = contribution.request;
+        let swallowed = base.swallowed_marked.contains(&request);
+        let has_twin = self
+            .contributions
+            .values()
+            .any(|other| other.request == request);
+        (contribution.retried && !has_twin).then_some(Conflict::RetryMeetsBase {
+            contribution: dot,
+            request,
+            counted: !swallowed,
+        })
+    }
+
+    /// Applies a removal at the log. It removes what its context covers and nothing else, and is
+    /// kept while `log_context` does not cover that context.
+    pub fn apply_removal(
+        &mut self,
+        dot: Dot,
+        removal: Removal,
+        log_context: &EdgeContext,
+    ) -> Effect {
+        if self.removals.contains_key(&dot) {
+            return Effect::default();
+        }
+        let before = self.contributions.len();
+        self.contributions
+            .retain(|held, _| !removal.context.covers(held));
+        let mut effect = Effect {
+            changed: self.contributions.len() < before,
+            ..Effect::default()
+        };
+        if let Some(base) = &self.base {
+            if covers_context(&removal.context, &base.frontier) {
+                self.base = None;
+                effect.changed = true;
+            } else {
+                let request = removal.request;
+                effect.conflict = Some(Conflict::RemovalMissesBase {
+                    removal: dot,
+                    request,
+                });
+            }
+        }
+        if !covers_context(log_context, &removal.context) {
+            self.removals.insert(dot, removal);
+            effect.changed = true;
+        }
+        effect
+    }
+
+    /// Brings an overlay delta into the log state under its own dot. `log_context` is the log's
+    /// context before; the caller puts the dot into it afterwards, whatever the effect was. A dot
+    /// that the context covers already changes nothing.
+    pub fn adopt(&mut self, delta: &OverlayDelta, log_context: &EdgeContext) -> Effect {
+        let dot = Dot::Overlay(delta.dot);
+        if log_context.covers(&dot) {
+            return Effect::default();
+        }
+        let mut effect = match &delta.change {
+            EdgeChange::Contribute { .. } => contribution_of(delta)
+                .map_or_else(Effect::default, |contribution| {
+                    self.apply_contribution(dot, contribution)
+                }),
+            EdgeChange::Remove { context } => {
+                let (stamp, request) = (delta.stamp, delta.request);
+                let removal = Removal {
+                    context: context.clone(),
+                    stamp,
+                    request,
+                };
+                self.apply_removal(dot, removal, log_context)
+            }
+        };
+        if !self.removals.is_empty() {
+            let mut grown = log_context.clone();
+            grown.overlay.insert(delta.dot);
+            effect.changed |= self.prune(&grown);
+        }
+        effect
+    }
+
+    /// Drops removals that have met all they cover; true when there was one.
+    pub fn prune(&mut self, log_context: &EdgeContext) -> bool {
+        let before = self.removals.len();
+        self.removals
+            .retain(|_, removal| !covers_context(log_context, &removal.context));
+        self.removals.len() < before
+    }
+
+    /// The least state that holds what both hold, each seen in its context: commutative,
+    /// associative, idempotent. Both belong to one edge and one log; a base is one dot among
+    /// others here, and only the log decides whether a removal covers it.
+    pub fn join(&mut self, context: &EdgeContext, other: &Self, other_context: &EdgeContext) {
+        // What one side has seen and no longer holds was removed or folded there.
+        self.contributions
+            .retain(|dot, _| other.contributions.contains_key(dot) || !other_context.covers(dot));
+        for (dot, contribution) in &other.contributions {
+            if !context.covers(dot) {
+                self.contributions.insert(*dot, *contribution);
+            }
+        }
+        self.join_base(context, other, other_context);
+        for (dot, removal) in &other.removals {
+            self.removals.entry(*dot).or_insert_with(|| removal.clone());
+        }
+        for removal in self.removals.values() {
+            self.contributions
+                .retain(|dot, _| !removal.context.covers(dot));
+        }
+        let mut joined = context.clone();
+        joined.join(other_context);
+        self.prune(&joined);
+    }
+
+    fn join_base(&mut self, context: &EdgeContext, other: &Self, other_context: &EdgeContext) {
+        let other_dot = other.base.as_ref().map(|base| base.dot);
+        if let Some(base) = &self.base
+            && other_dot != Some(base.dot)
+            && other_context.covers(&base.dot)
+        {
+            self.base = None;
+        }
+        if let Some(base) = &other.base
+            && !context.covers(&base.dot)
+        {
+            self.base = Some(base.clone());
+        }
+    }
+
+    /// Folds the contributions that a stable frontier covers into the base. `dot` marks the
+    /// folding command. The value is the same before and after. True when there was anything to
+    /// fold; a base keeps its frontier when there was not.
+    ///
+    /// The frontier is stable when every current replica's log context covers it.
+    pub fn fold(&mut self, dot: Dot, frontier: &EdgeContext) -> bool {
+        if !self.contributions.keys().any(|held| frontier.covers(held)) {
+            return false;
+        }
+        let mut base = self.base.take().unwrap_or_else(|| Base::empty(dot));
+        base.dot = dot;
+        base.frontier.join(frontier);
+        let before = std::mem::take(&mut self.contributions);
+        // Requests to fold, each with whether a second attempt of it is known.
+        let mut folded: BTreeMap<RequestId, bool> = BTreeMap::new();
+        for (_, contribution) in before.iter().filter(|(held, _)| frontier.covers(held)) {
+            *folded.entry(contribution.request).or_default() |= contribution.retried;
+        }
+        let mut counted = BTreeSet::new();
+        for (held, contribution) in before {
+            let request = contribution.request;
+            let Some(marked) = folded.get_mut(&request) else {
+                self.contributions.insert(held, contribution);
+                continue;
+            };
+            // In the order of dots: the first of twins is the one that was counted so far.
+            if counted.insert(request) && !base.swallowed_marked.contains(&request) {
+                base.add(&contribution);
+            }
+            if !frontier.covers(&held) {
+                // A twin that stays outside must not begin to count now.
+                *marked = true;
+                self.contributions.insert(held, contribution);
+            }
+        }
+        let marked = folded
+            .into_iter()
+            .filter_map(|(request, marked)| marked.then_some(request));
+        base.swallowed_marked.extend(marked);
+        self.base = Some(base);
+        true
+    }
+}
+
+impl Base {
+    fn empty(dot: Dot) -> Self {
+        Self {
+            dot,
+            sum_wc: 0,
+            sum_c: 0,
+            count: 0,
+            newest: Hlc::default(),
+            frontier: EdgeContext::default(),
+            swallowed_marked: BTreeSet::new(),
+        }
+    }
+
+    fn add(&mut self, contribution: &Contribution) {
+        self.sum_wc = self
+            .sum_wc
+            .saturating_add(u128::from(contribution.wc.bits()));
+        self.sum_c = self.sum_c.saturating_add(u128::from(contribution.c.bits()));
+        self.count = self.count.saturating_add(1);
+        self.newest = self.newest.max(contribution.stamp);
+    }
+}
+
+/// The contribution that an overlay delta carries, if it carries one.
+pub(super) fn contribution_of(delta: &OverlayDelta) -> Option<Contribution> {
+    match delta.change {
+        EdgeChange::Contribute { weight, confidence } => Some(Contribution::new(
+            weight,
+            confidence,
+            delta.stamp,
+            delta.request,
+            delta.retried,
+        )),
+        EdgeChange::Remove { .. } => None,
+    }
+}

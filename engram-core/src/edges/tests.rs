@@ -1,0 +1,1 @@
+//! The laws of edges, and an operation-log oracle.

@@ -1,0 +1,329 @@
+//! What a structural job computes: the links of one window.
+//!
+//! A member's candidates are the nearest slots of the graph as the job before left it, and the
+//! members before it in its window. It chooses among them by diversity; each chosen one links back,
+//! and chooses anew when its list is full. Nothing is written here: the result is committed later.
+//!
+//! Two rules make every linked slot reachable from every other on level 0:
+//! - the first of a slot's neighbours is its *parent*, the nearest candidate that had room for a
+//!   child; neither the link to the parent nor the one from it is ever dropped, so that these links
+//!   are a tree over all linked slots, walked in both directions;
+//! - of identical vectors a list holds only one besides parent and children, so that a crowd of
+//!   duplicates does not fill its own lists and shut itself off.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::TopologyDigest;
+use super::beam::{Bounds, Scratch, descend, walk, with_scratch};
+use super::graph::{Graph, Window};
+use super::order::Scored;
+
+/// The linking of one window, to be run anywhere.
+pub struct Job {
+    pub(super) graph: Arc<Graph>,
+    /// Jobs of the generation done before it.
+    pub(super) number: usize,
+    pub(super) window: Window,
+    pub(super) last_linked: Option<u32>,
+    pub(super) digest: TopologyDigest,
+    pub(super) lease: Arc<()>,
+}
+
+impl Job {
+    /// Generation that it belongs to.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.graph.generation.number
+    }
+
+    /// Slots that it links.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.window.end - self.window.start
+    }
+}
+
+/// A slot's place among the lists: level 0 of all slots, then level 1, ...
+type ListKey = (u8, u32);
+
+/// The result of a job, to be committed.
+pub struct LinkedWindow {
+    pub(super) graph: Arc<Graph>,
+    pub(super) number: usize,
+    pub(super) end: u32,
+    pub(super) lists: BTreeMap<ListKey, Vec<u32>>,
+    pub(super) entry: Option<u32>,
+    pub(super) last_linked: Option<u32>,
+    pub(super) digest: TopologyDigest,
+    /// Keeps the generation's next job back until this one is committed or dropped.
+    pub(super) _lease: Arc<()>,
+}
+
+/// Computes the links of a job.
+pub(super) fn link(job: &Job) -> LinkedWindow {
+    let graph = &*job.graph;
+    let mut linking = Linking {
+        graph,
+        window: job.window,
+        lists: BTreeMap::new(),
+        members: Vec::new(),
+        entry: graph.entry(),
+        last_linked: job.last_linked,
+    };
+    with_scratch(|scratch| {
+        for slot in job.window.start..job.window.end {
+            if graph.is_live_at(slot, job.window.seal) {
+                linking.link(slot, scratch);
+            }
+        }
+    });
+    let digest = linking.digest(job.digest);
+    let Linking {
+        lists,
+        entry,
+        last_linked,
+        ..
+    } = linking;
+    LinkedWindow {
+        graph: Arc::clone(&job.graph),
+        number: job.number,
+        end: job.window.end,
+        lists,
+        entry,
+        last_linked,
+        digest,
+        _lease: Arc::clone(&job.lease),
+    }
+}
+
+struct Linking<'a> {
+    graph: &'a Graph,
+    window: Window,
+    /// Lists that this job sets, over those of the graph.
+    lists: BTreeMap<ListKey, Vec<u32>>,
+    /// Members linked so far.
+    members: Vec<u32>,
+    entry: Option<u32>,
+    last_linked: Option<u32>,
+}
+
+impl Linking<'_> {
+    fn link(&mut self, slot: u32, scratch: &mut Scratch) {
+        let level = self.graph.level(slot);
+        let mut candidates = self.candidates(slot, level, scratch);
+        if let Some(last) = self.last_linked.filter(|_| candidates[0].is_empty()) {
+            // Everything linked is dead: the tree goes on through the dead.
+            candidates[0].push(self.graph.score(self.graph.row(slot), last));
+        }
+        for (level, candidates) in (0..=level).zip(&candidates) {
+            let parent = if level == 0 {
+                self.parent(slot, candidates)
+            } else {
+                None
+            };
+            self.set_links(slot, level, candidates, parent);
+        }
+        self.members.push(slot);
+        self.last_linked = Some(slot);
+        if self
+            .entry
+            .is_none_or(|entry| self.graph.level(entry) < level)
+        {
+            self.entry = Some(slot);
+        }
+    }
+
+    /// Per level from 0, live slots near to `slot`, nearest first.
+    fn candidates(&self, slot: u32, level: u8, scratch: &mut Scratch) -> Vec<Vec<Scored>> {
+        let (graph, row) = (self.graph, &**self.graph.row(slot));
+        let mut found = vec![Vec::new(); usize::from(level) + 1];
+        if let Some(entry) = graph.entry() {
+            let mut entries = vec![descend(graph, row, entry, level)];
+            for level in (0..=level.min(graph.level(entry))).rev() {
+                let effort = graph.shape.parameters.ef_construction as usize;
+                let bounds = Bounds {
+                    level,
+                    effort,
+                    budget: usize::MAX,
+                };
+                let mut keep = |slot| graph.is_live_at(slot, self.window.seal);
+                walk(graph, row, &entries, bounds, scratch, &mut keep);
+                let results = scratch.results();
+                if !results.is_empty() {
+                    entries.clone_from(&results);
+                }
+                found[usize::from(level)] = results;
+            }
+        }
+        for member in &self.members {
+            let scored = graph.score(row, *member);
+            let shared = usize::from(level.min(graph.level(*member)));
+            found[..=shared]
+                .iter_mut()
+                .for_each(|found| found.push(scored));
+        }
+        found.iter_mut().for_each(|found| found.sort_unstable());
+        found
+    }
+
+    /// The nearest candidate with room for a child. The slot linked last has no child yet, so it
+    /// always has room.
+    fn parent(&self, slot: u32, candidates: &[Scored]) -> Option<Scored> {
+        let children_max = self.graph.shape.parameters.m as usize / 2;
+        let has_room = |found: &Scored| {
+            let list = self.list(found.slot(), 0);
+            let is_child = |child: &&u32| self.parent_of(**child) == Some(found.slot());
+            list.iter().filter(is_child).count() < children_max
+        };
+        let last = || Some(self.graph.score(self.graph.row(slot), self.last_linked?));
+        candidates.iter().copied().find(has_room).or_else(last)
+    }
+
+    fn parent_of(&self, slot: u32) -> Option<u32> {
+        match self.lists.get(&(0, slot)) {
+            Some(list) => list.first().copied(),
+            None => self.graph.neighbours(slot, 0).next(),
+        }
+    }
+
+    fn list(&self, slot: u32, level: u8) -> Vec<u32> {
+        match self.lists.get(&(level, slot)) {
+            Some(list) => list.clone(),
+            None => self.graph.neighbours(slot, level).collect(),
+        }
+    }
+
+    /// Chooses a new member's links, and links back to it.
+    fn set_links(&mut self, slot: u32, level: u8, candidates: &[Scored], parent: Option<Scored>) {
+        let mut candidates = candidates.to_vec();
+        if let Some(parent) = parent {
+            candidates.push(parent);
+            candidates.sort_unstable();
+            candidates.dedup();
+        }
+        let limit = self.graph.shape.parameters.m as usize;
+        let bound = |other| parent.is_some_and(|parent| parent.slot() == other);
+        let mut chosen = self.choose(&candidates, limit, bound);
+        if let Some(parent) = parent {
+            put_first(&mut chosen, parent.slot());
+        }
+        self.lists.insert((level, slot), chosen.clone());
+        for neighbour in chosen {
+            self.link_back(neighbour, level, slot);
+        }
+    }
+
+    /// Adds `member` to the list of `slot`, which chooses anew when it is full.
+    fn link_back(&mut self, slot: u32, level: u8, member: u32) {
+        let mut list = self.list(slot, level);
+        let limit = self.graph.links_max(level);
+        list.push(member);
+        if list.len() > limit {
+            list = self.choose_again(slot, level, &list, limit);
+        }
+        self.lists.insert((level, slot), list);
+    }
+
+    fn choose_again(&self, slot: u32, level: u8, list: &[u32], limit: usize) -> Vec<u32> {
+        let row = self.graph.row(slot);
+        let parent = if level == 0 {
+            list.first().copied()
+        } else {
+            None
+        };
+        let bound: Vec<u32> = match level {
+            0 => {
+                let is_child = |other: &u32| self.parent_of(*other) == Some(slot);
+                let held = |other: &u32| Some(*other) == parent || is_child(other);
+                list.iter().copied().filter(held).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut candidates: Vec<Scored> = list
+            .iter()
+            .filter(|other| {
+                bound.contains(other) || self.graph.is_live_at(**other, self.window.seal)
+            })
+            .map(|other| self.graph.score(row, *other))
+            .collect();
+        candidates.sort_unstable();
+        let mut chosen = self.choose(&candidates, limit, |other| bound.contains(&other));
+        if let Some(parent) = parent {
+            put_first(&mut chosen, parent);
+        }
+        chosen
+    }
+
+    /// Keeps those that are bound, and of the others, nearest first, each that is not nearer to one
+    /// chosen before than to the owner of the list, and no copy of one. Ties are kept: to a slot
+    /// beside its own duplicate all others are as near to that.
+    fn choose(
+        &self,
+        candidates: &[Scored],
+        limit: usize,
+        is_bound: impl Fn(u32) -> bool,
+    ) -> Vec<u32> {
+        let graph = self.graph;
+        let mut chosen: Vec<Scored> = Vec::with_capacity(limit);
+        let mut free = limit
+            - candidates
+                .iter()
+                .filter(|other| is_bound(other.slot()))
+                .count()
+                .min(limit);
+        for candidate in candidates {
+            if is_bound(candidate.slot()) {
+                chosen.push(*candidate);
+                continue;
+            }
+            if free == 0 {
+                continue;
+            }
+            let row = graph.row(candidate.slot());
+            let is_shadowed = |other: &Scored| {
+                let other_row = graph.row(other.slot());
+                graph.score(other_row, candidate.slot()).distance() < candidate.distance()
+                    || other.distance() == candidate.distance() && row[..] == other_row[..]
+            };
+            if !chosen.iter().any(is_shadowed) {
+                chosen.push(*candidate);
+                free -= 1;
+            }
+        }
+        chosen.into_iter().map(Scored::slot).collect()
+    }
+
+    /// The digest after this job: each list that it sets takes the place of what was there.
+    fn digest(&self, before: TopologyDigest) -> TopologyDigest {
+        let mut sum = u128::from_le_bytes(before.0);
+        for ((level, slot), list) in &self.lists {
+            if self.members.binary_search(slot).is_err() {
+                let old: Vec<u32> = self.graph.neighbours(*slot, *level).collect();
+                sum = sum.wrapping_sub(list_hash(*slot, *level, &old));
+            }
+            sum = sum.wrapping_add(list_hash(*slot, *level, list));
+        }
+        TopologyDigest(sum.to_le_bytes())
+    }
+}
+
+fn put_first(list: &mut [u32], slot: u32) {
+    if let Some(place) = list.iter().position(|other| *other == slot) {
+        list[..=place].rotate_right(1);
+    }
+}
+
+/// The share of one list in a topology digest.
+pub(super) fn list_hash(slot: u32, level: u8, neighbours: &[u32]) -> u128 {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(&slot.to_le_bytes())
+        .update(&u32::from(level).to_le_bytes());
+    for neighbour in neighbours {
+        hasher.update(&neighbour.to_le_bytes());
+    }
+    let mut first = [0; 16];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    u128::from_le_bytes(first)
+}

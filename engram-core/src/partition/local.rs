@@ -1,0 +1,191 @@
+//! Edge changes beside the log: accepted here, or received from another replica (ADR 0003).
+
+use std::sync::atomic::Ordering;
+
+use super::Partition;
+use super::overlay::Received;
+use crate::command::{EdgeChange, OverlayDelta};
+use crate::keys;
+use crate::storage::{Batch, Durability, Family, StorageError};
+use crate::types::{
+    ActorId, Hlc, MemoryId, OverlayContext, OverlayDot, PartitionId, Relation, RequestId,
+};
+
+/// A change to be accepted at this replica alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalChange {
+    pub request: RequestId,
+    /// Whether this is a second or later attempt of the same request.
+    pub retried: bool,
+    pub stamp: Hlc,
+    pub from: MemoryId,
+    pub to: MemoryId,
+    pub relation: Relation,
+    pub change: EdgeChange,
+}
+
+/// Why changes were not accepted. Nothing of them was kept.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LocalError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("memory {id} does not belong to partition {partition}")]
+    NotInPartition { id: MemoryId, partition: PartitionId },
+    #[error("partition {partition} was dropped")]
+    Dropped { partition: PartitionId },
+}
+
+/// What came of deltas from another replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceivedOverlay {
+    pub new: usize,
+    /// Held already, or in the log.
+    pub known: usize,
+    /// The dot of another change held here: never merged, an alarm.
+    pub conflicts: usize,
+    /// Edges of another partition: not kept.
+    pub foreign: usize,
+}
+
+impl Partition {
+    /// Accepts changes under the actor's next dots and returns them. `actor` are 128 bits that were
+    /// drawn at the first local write after the process started. A change whose request and edge
+    /// are held already gets the dot it has.
+    ///
+    /// # Errors
+    /// See [`LocalError`].
+    ///
+    /// # Durability
+    /// On disk when this returns; no other call shows the dots before that.
+    pub fn accept_local(
+        &self,
+        actor: ActorId,
+        changes: &[LocalChange],
+    ) -> Result<Vec<OverlayDelta>, LocalError> {
+        let _writer = self.overlay_writer.lock();
+        let mut accepted: Vec<OverlayDelta> = Vec::with_capacity(changes.len());
+        let mut fresh = Vec::new();
+        {
+            let published = self.published.read();
+            let mut n = published.overlay.next_n(actor);
+            for change in changes {
+                self.check_source(&change.from, published.state.slots)?;
+                let delta = change.delta(OverlayDot { actor, n });
+                if let Some(held) = published.overlay.twin(&delta) {
+                    accepted.push(held.clone());
+                } else {
+                    n += 1;
+                    fresh.push(delta.clone());
+                    accepted.push(delta);
+                }
+            }
+        }
+        self.keep(fresh)?;
+        Ok(accepted)
+    }
+
+    fn check_source(
+        &self,
+        from: &MemoryId,
+        slots: crate::types::SlotRange,
+    ) -> Result<(), LocalError> {
+        if slots.contains(from.hash_slot()) {
+            return Ok(());
+        }
+        Err(LocalError::NotInPartition { id: from.clone(), partition: self.id })
+    }
+
+    /// Takes in what another replica holds; in any order, any number of times.
+    ///
+    /// # Errors
+    /// See [`LocalError`].
+    ///
+    /// # Durability
+    /// On disk when this returns.
+    pub fn receive_overlay(&self, deltas: &[OverlayDelta]) -> Result<ReceivedOverlay, LocalError> {
+        let _writer = self.overlay_writer.lock();
+        let mut received = ReceivedOverlay::default();
+        let mut fresh: Vec<OverlayDelta> = Vec::new();
+        {
+            let published = self.published.read();
+            for delta in deltas {
+                let twice = fresh.iter().find(|other| other.dot == delta.dot);
+                match twice.map_or_else(|| published.overlay.classify(delta), |other| same(other, delta)) {
+                    Received::Known => received.known += 1,
+                    Received::Conflict => received.conflicts += 1,
+                    Received::New if self.check_source(&delta.from, published.state.slots).is_err() => {
+                        received.foreign += 1;
+                    }
+                    Received::New => fresh.push(delta.clone()),
+                }
+            }
+        }
+        received.new = fresh.len();
+        self.overlay_conflicts.fetch_add(received.conflicts as u64, Ordering::Relaxed);
+        self.keep(fresh)?;
+        Ok(received)
+    }
+
+    /// Writes new changes and then shows them. The caller holds `overlay_writer`.
+    fn keep(&self, fresh: Vec<OverlayDelta>) -> Result<(), LocalError> {
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        if self.published.read().dropped {
+            return Err(LocalError::Dropped { partition: self.id });
+        }
+        let mut batch = Batch::new();
+        for delta in &fresh {
+            batch.put(Family::Edges, keys::overlay(self.id, delta.dot), keys::encode(delta));
+        }
+        self.storage.write(batch, Durability::Sync)?;
+        let mut overtaken = Batch::new();
+        let mut published = self.published.write();
+        for delta in fresh {
+            // The log may have adopted it from another replica while it was written here.
+            if published.overlay.seen().covers(delta.dot) {
+                overtaken.delete(Family::Edges, keys::overlay(self.id, delta.dot));
+            } else {
+                published.overlay.insert(delta);
+            }
+        }
+        if !overtaken.is_empty() {
+            self.storage.write(overtaken, Durability::Buffered)?;
+        }
+        Ok(())
+    }
+
+    /// Overlay dots seen here, in the log or beside it: what a peer need not send.
+    #[must_use]
+    pub fn overlay_context(&self) -> OverlayContext {
+        self.published.read().overlay.seen().clone()
+    }
+
+    /// Changes held here that a peer with this context has not seen, in the order of their dots,
+    /// up to about `bytes_max`; at least one when there is any.
+    #[must_use]
+    pub fn overlay_missing_from(
+        &self,
+        peer: &OverlayContext,
+        bytes_max: usize,
+    ) -> Vec<OverlayDelta> {
+        self.published.read().overlay.missing_from(peer, bytes_max)
+    }
+
+    /// Changes that the log does not have yet, for the primary to propose.
+    #[must_use]
+    pub fn adoptable(&self, limit: usize) -> Vec<OverlayDelta> {
+        self.published.read().overlay.first(limit)
+    }
+}
+
+impl LocalChange {
+    fn delta(&self, dot: OverlayDot) -> OverlayDelta {
+        let Self { request, retried, stamp, from, to, relation, change } = self.clone();
+        OverlayDelta { dot, request, retried, stamp, from, to, relation, change }
+    }
+}
+
+fn same(one: &OverlayDelta, other: &OverlayDelta) -> Received {
+    if one == other { Received::Known } else { Received::Conflict }
+}

@@ -1,0 +1,277 @@
+//! One replica's copy of one partition: a deterministic function of the partition's log.
+//!
+//! The node's state machine (or the embedded facade) feeds [`Partition::apply`] with the log;
+//! services read; the node's pools run the index jobs. What must hold: replicas that applied the
+//! same commands have the same state and digests; a command is there whole or not at all; a read
+//! shows one sequence and one overlay; nothing here knows a clock, a random number or a thread.
+//!
+//! ```text
+//! log -> apply -> Step (records as the command leaves them) -> batch -> storage
+//!                                                                  \-> index, published state
+//! ```
+//!
+//! Verbs: `apply`, `open`, `snapshot` (and installing one), `recall`, `scrub`. Nouns: `record` (what
+//! is stored), `step` (one command on its way), `overlay` (changes the log does not have yet),
+//! `requests` (applied request ids), `view` (one state as readers see it).
+
+mod adjacency;
+mod apply;
+mod digest;
+mod local;
+mod open;
+mod overlay;
+mod read;
+mod recall;
+mod record;
+mod requests;
+mod scrub;
+mod snapshot;
+mod step;
+mod step_edges;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod touched;
+mod view;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use roaring::RoaringTreemap;
+
+pub use adjacency::PartitionAdjacency;
+pub use apply::ApplyError;
+pub use local::{LocalChange, LocalError, ReceivedOverlay};
+pub use open::{OpenError, PartitionOptions};
+pub use recall::{Recalled, RecallHit, RecallQuery};
+pub use requests::RequestBounds;
+pub use scrub::{Digests, MarkDigests};
+pub use snapshot::{InstallError, PartitionSnapshot};
+pub use stream::StreamError;
+pub use view::{
+    Direction, EdgePage, Found, FoundEdge, FoundMemory, MemoryPage, Neighbors, NeighborsQuery,
+    PartitionView, ReadError,
+};
+
+use self::overlay::Overlay;
+use self::record::StateRecord;
+use self::requests::RequestTable;
+use crate::index::{Generation, IndexStatus, Job, LinkedWindow, PartitionIndex, VectorId};
+use crate::keys;
+use crate::storage::{Batch, Durability, Family, Storage, StorageError};
+use crate::types::{
+    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
+};
+
+/// One replica's copy of one partition.
+pub struct Partition {
+    id: PartitionId,
+    storage: Arc<dyn Storage>,
+    index: PartitionIndex,
+    /// What only the applier needs; held for the length of a command.
+    applier: Mutex<Applier>,
+    /// Held while overlay changes are written, so that dots become visible in their order.
+    overlay_writer: Mutex<()>,
+    /// Held for writing from before a batch is written until its effects are visible, so that a
+    /// storage view taken under it fits what it says.
+    published: RwLock<Published>,
+    /// Overlay changes that carried the dot of another one.
+    overlay_conflicts: AtomicU64,
+    /// The oldest generation whose records are kept.
+    oldest_generation: Mutex<u64>,
+}
+
+/// What readers pair with a view of the storage.
+struct Published {
+    state: Arc<StateRecord>,
+    adopted: Arc<OverlayContext>,
+    overlay: Overlay,
+    /// The last command that took a vector out of the index.
+    last_kill: Sequence,
+    dropped: bool,
+}
+
+/// What applying needs besides storage and the published state.
+struct Applier {
+    requests: RequestTable,
+    /// Vectors without a death.
+    alive: RoaringTreemap,
+    newest: Newest,
+    /// Verification marks, in the order of the log.
+    marks: VecDeque<MarkId>,
+}
+
+/// The newest generation, as far as the next one depends on it.
+struct Newest {
+    number: u64,
+    base: u64,
+    first: VectorId,
+}
+
+impl From<&Generation> for Newest {
+    fn from(generation: &Generation) -> Self {
+        Self { number: generation.number, base: generation.base_len(), first: generation.first }
+    }
+}
+
+/// How a partition is doing.
+#[derive(Clone, Debug)]
+pub struct PartitionStatus {
+    pub sequence: Sequence,
+    pub memories: u64,
+    /// Edges with evidence in the log.
+    pub edges: u64,
+    pub log_hash: [u8; 32],
+    pub memory_digest: u128,
+    pub edge_digest: u128,
+    pub index: IndexStatus,
+    /// Overlay changes that the log does not have yet.
+    pub overlay_deltas: usize,
+    /// Received overlay changes that carried the dot of another one: never merged, an alarm.
+    pub overlay_conflicts: u64,
+}
+
+impl Partition {
+    #[must_use]
+    pub fn id(&self) -> PartitionId {
+        self.id
+    }
+
+    #[must_use]
+    pub fn sequence(&self) -> Sequence {
+        self.published.read().state.sequence
+    }
+
+    #[must_use]
+    pub fn config(&self) -> SpaceConfig {
+        self.published.read().state.config.clone()
+    }
+
+    #[must_use]
+    pub fn slots(&self) -> SlotRange {
+        self.published.read().state.slots
+    }
+
+    /// Log sequence and overlay dots seen here: what a removal issued at this replica carries.
+    #[must_use]
+    pub fn context(&self) -> EdgeContext {
+        let published = self.published.read();
+        let overlay = published.overlay.seen().clone();
+        EdgeContext { sequence: published.state.sequence, overlay }
+    }
+
+    #[must_use]
+    pub fn status(&self) -> PartitionStatus {
+        let (state, overlay_deltas) = {
+            let published = self.published.read();
+            (Arc::clone(&published.state), published.overlay.len())
+        };
+        PartitionStatus {
+            sequence: state.sequence,
+            memories: state.memories,
+            edges: state.edges,
+            log_hash: state.log_hash,
+            memory_digest: state.memory_digest,
+            edge_digest: state.edge_digest,
+            index: self.index.status(),
+            overlay_deltas,
+            overlay_conflicts: self.overlay_conflicts.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The state as it is now, for any number of reads.
+    #[must_use]
+    pub fn view(&self) -> PartitionView {
+        let published = self.published.read();
+        self.view_of(&published)
+    }
+
+    fn view_of(&self, published: &Published) -> PartitionView {
+        PartitionView {
+            partition: self.id,
+            reader: self.storage.view(),
+            state: Arc::clone(&published.state),
+            adopted: Arc::clone(&published.adopted),
+            overlay: published.overlay.view(),
+        }
+    }
+
+    /// The next structural job of the index, if one waits. Run and commit it, or drop it to have
+    /// it offered again.
+    #[must_use]
+    pub fn next_job(&self) -> Option<Job> {
+        self.index.next_job()
+    }
+
+    /// Computes a job's links: takes long, changes nothing, runs beside everything else.
+    #[must_use]
+    pub fn run(&self, job: &Job) -> LinkedWindow {
+        self.index.run(job)
+    }
+
+    /// Puts a job's links into the index, and lets go of what no generation needs any more.
+    ///
+    /// # Errors
+    /// When storage cannot let go of it; the links are in place all the same.
+    pub fn commit(&self, linked: LinkedWindow) -> Result<(), StorageError> {
+        self.index.commit(linked);
+        self.drop_old_generations()
+    }
+
+    /// Writes the links of the index, for [`Partition::open`].
+    ///
+    /// # Errors
+    /// When the sink does not take it.
+    pub fn save_index(
+        &self,
+        sink: &mut dyn std::io::Write,
+    ) -> Result<(), crate::index::SnapshotError> {
+        self.index.save(sink)
+    }
+
+    /// Deletes what only generations before the serving one linked: their records, and the
+    /// vectors and deaths that no later generation has a slot for. Each replica does so at its
+    /// own time: nothing of it is in a digest.
+    fn drop_old_generations(&self) -> Result<(), StorageError> {
+        let mut oldest = self.oldest_generation.lock();
+        let serving = self.index.status().serving.generation;
+        if serving <= *oldest {
+            return Ok(());
+        }
+        let key = keys::generation(self.id, serving);
+        let Some(bytes) = self.storage.get(Family::Metadata, &key)? else {
+            // The partition was dropped meanwhile.
+            return Ok(());
+        };
+        let serving_generation = Generation::decode(&bytes).map_err(|error| {
+            StorageError::Corrupt { what: "a generation".into(), reason: error.to_string() }
+        })?;
+        let mut batch = Batch::new();
+        for entry in read::range(&*self.storage.view(), Family::Metadata, &keys::deaths(self.id)) {
+            let (key, _) = entry?;
+            let vector = keys::parse_number(&key).ok_or_else(|| read::bad_key("a death"))?;
+            if serving_generation.slot_of(VectorId(vector)).is_none() {
+                batch.delete(Family::Vectors, keys::vector(self.id, vector));
+                batch.delete(Family::Metadata, key);
+            }
+        }
+        let start = keys::generation(self.id, 0);
+        batch.delete_range(Family::Metadata, start, keys::generation(self.id, serving));
+        self.storage.write(batch, Durability::Buffered)?;
+        *oldest = serving;
+        Ok(())
+    }
+
+    /// Adds to `batch` the deletion of everything that belongs to the partition, its overlay
+    /// included.
+    pub fn drop_state(id: PartitionId, batch: &mut Batch) {
+        let records = keys::partition_records(id);
+        for family in [Family::Memories, Family::Vectors, Family::Edges] {
+            batch.delete_range(family, records.start.clone(), records.end.clone());
+        }
+        let metadata = keys::partition_metadata(id);
+        batch.delete_range(Family::Metadata, metadata.start, metadata.end);
+    }
+}

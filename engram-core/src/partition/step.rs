@@ -1,0 +1,190 @@
+//! One command on its way: what it has changed so far, over what storage holds. Operations of one
+//! command see the changes of those before them. Nothing is written and nothing in memory changes
+//! until the whole command went through.
+
+use std::collections::BTreeMap;
+
+use super::digest;
+use super::record::{MemoryRecord, SourceRemovals, StateRecord, VectorRecord};
+use super::touched::Touched;
+use crate::edges::EdgeRecord;
+use crate::index::VectorId;
+use crate::keys;
+use crate::storage::{Batch, Family, Reader, StorageError};
+use crate::types::{
+    Dot, EdgeContext, EdgeKey, MemoryHash, OverlayContext, OverlayDot, PartitionId, Sequence,
+};
+
+pub struct Step<'a> {
+    pub partition: PartitionId,
+    pub reader: &'a dyn Reader,
+    /// As it will be after the command; the sequence is the command's already.
+    pub state: StateRecord,
+    /// Overlay dots in the log, those of this command included.
+    pub adopted: OverlayContext,
+    pub batch: Batch,
+    pub memories: BTreeMap<MemoryHash, Touched<MemoryRecord>>,
+    pub edges: BTreeMap<EdgeKey, Touched<EdgeRecord>>,
+    pub removals: BTreeMap<MemoryHash, Touched<SourceRemovals>>,
+    pub inserted: Vec<(VectorId, VectorRecord)>,
+    pub killed: Vec<VectorId>,
+    /// Overlay dots that this command brings into the log.
+    pub adopting: Vec<OverlayDot>,
+    edge_changes: u32,
+}
+
+impl<'a> Step<'a> {
+    /// The next command over `state`, which is what storage holds.
+    pub fn new(
+        partition: PartitionId,
+        reader: &'a dyn Reader,
+        state: &StateRecord,
+        adopted: &OverlayContext,
+        batch: Batch,
+    ) -> Self {
+        let state = StateRecord { sequence: state.sequence.next(), ..state.clone() };
+        Self {
+            partition,
+            reader,
+            state,
+            adopted: adopted.clone(),
+            batch,
+            memories: BTreeMap::new(),
+            edges: BTreeMap::new(),
+            removals: BTreeMap::new(),
+            inserted: Vec::new(),
+            killed: Vec::new(),
+            adopting: Vec::new(),
+            edge_changes: 0,
+        }
+    }
+
+    pub fn sequence(&self) -> Sequence {
+        self.state.sequence
+    }
+
+    /// What the log covers after this command.
+    pub fn log_context(&self) -> EdgeContext {
+        EdgeContext { sequence: self.sequence(), overlay: self.adopted.clone() }
+    }
+
+    /// The mark of the command's next change to edges.
+    pub fn next_dot(&mut self) -> Dot {
+        let index = self.edge_changes;
+        self.edge_changes += 1;
+        Dot::Log { partition: self.partition, sequence: self.sequence(), index }
+    }
+
+    pub fn memory(&mut self, hash: MemoryHash) -> Result<Option<&MemoryRecord>, StorageError> {
+        if !self.memories.contains_key(&hash) {
+            let touched = self.load_memory(hash)?;
+            self.memories.insert(hash, touched);
+        }
+        Ok(self.memories.get(&hash).and_then(Touched::now))
+    }
+
+    fn load_memory(&self, hash: MemoryHash) -> Result<Touched<MemoryRecord>, StorageError> {
+        let key = keys::memory(self.partition, hash);
+        let Some(bytes) = self.reader.get(Family::Memories, &key)? else {
+            return Ok(Touched::absent());
+        };
+        let record: MemoryRecord =
+            keys::decode(&bytes).map_err(|error| error.at("a memory record"))?;
+        let embedding = match record.vector {
+            Some(id) => self.components(id)?,
+            None => Vec::new(),
+        };
+        Ok(Touched::found(record, digest::of_record(&key, &bytes, &embedding), true))
+    }
+
+    /// The embedding under an id, stored or inserted by this command.
+    pub fn components(&self, id: VectorId) -> Result<Vec<f32>, StorageError> {
+        // Ids are given in order, so those of this command are one run.
+        let first = self.inserted.first().map_or(id, |(first, _)| *first);
+        let place = id.0.checked_sub(first.0).map(|place| place as usize);
+        if let Some((_, record)) = place.and_then(|place| self.inserted.get(place)) {
+            return Ok(record.components.clone());
+        }
+        let stored = super::read::vector(self.reader, self.partition, id)?;
+        let record = stored.ok_or_else(|| StorageError::Corrupt {
+            what: format!("vector {id}"),
+            reason: "a memory names it, but it is not there".into(),
+        })?;
+        Ok(record.components)
+    }
+
+    /// Stores or removes a memory whose record was read through [`Self::memory`] before.
+    pub fn set_memory(&mut self, hash: MemoryHash, record: Option<MemoryRecord>) {
+        let touched = self.memories.get_mut(&hash);
+        assert!(touched.is_some(), "a memory is read before it is written");
+        if let Some(touched) = touched {
+            touched.set(record);
+        }
+    }
+
+    /// Gives an embedding the next vector id.
+    pub fn insert_vector(&mut self, owner: MemoryHash, components: Vec<f32>) -> VectorId {
+        let id = VectorId(self.state.next_vector);
+        self.state.next_vector += 1;
+        let record = VectorRecord { inserted: self.sequence(), owner, components };
+        self.inserted.push((id, record));
+        id
+    }
+
+    pub fn kill_vector(&mut self, id: VectorId) {
+        self.killed.push(id);
+    }
+
+    /// Moves all changes into the batch, with the state record but for what the caller adds.
+    pub fn finish(&mut self) -> Result<(), StorageError> {
+        self.write_memories()?;
+        self.write_edges();
+        self.write_removals();
+        for (id, record) in &self.inserted {
+            let key = keys::vector(self.partition, id.0);
+            self.batch.put(Family::Vectors, key, keys::encode(record));
+        }
+        for id in &self.killed {
+            let key = keys::death(self.partition, id.0);
+            self.batch.put(Family::Metadata, key, keys::encode(&self.state.sequence));
+        }
+        if !self.adopting.is_empty() {
+            let value = keys::encode(&self.adopted);
+            self.batch.put(Family::Metadata, keys::adopted(self.partition), value);
+        }
+        Ok(())
+    }
+
+    fn write_memories(&mut self) -> Result<(), StorageError> {
+        for (hash, touched) in std::mem::take(&mut self.memories) {
+            if !touched.is_changed() {
+                continue;
+            }
+            let key = keys::memory(self.partition, hash);
+            let mut after = 0;
+            match touched.now() {
+                Some(record) => {
+                    let value = keys::encode(record);
+                    let embedding = record.vector.map(|id| self.components(id)).transpose()?;
+                    after = digest::of_record(&key, &value, &embedding.unwrap_or_default());
+                    self.batch.put(Family::Memories, key, value);
+                }
+                None => self.batch.delete(Family::Memories, key),
+            }
+            count(&mut self.state.memories, touched.was_counted(), touched.now().is_some());
+            replace(&mut self.state.memory_digest, touched.digest(), after);
+        }
+        Ok(())
+    }
+}
+
+/// Counts one thing more or less.
+pub fn count(counter: &mut u64, before: bool, after: bool) {
+    assert!(*counter > 0 || !before, "more was removed than was ever counted");
+    *counter = *counter + u64::from(after) - u64::from(before);
+}
+
+/// Replaces what one record gives to a digest.
+pub fn replace(digest: &mut u128, before: u128, after: u128) {
+    *digest = digest.wrapping_sub(before).wrapping_add(after);
+}

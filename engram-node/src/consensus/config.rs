@@ -1,0 +1,103 @@
+//! Settings of consensus, with their units and defaults.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::types::NodeId;
+use openraft::{Config, SnapshotPolicy};
+
+/// How a node takes part in its groups.
+#[derive(Clone, Debug)]
+pub struct ConsensusConfig {
+    pub node: NodeId,
+    /// Streams of other clusters are refused.
+    pub cluster: [u8; 16],
+    /// Snapshots are below it, in `snapshots` and `staging`.
+    pub data_dir: PathBuf,
+    pub heartbeat: Duration,
+    pub election_min: Duration,
+    pub election_max: Duration,
+    /// Entries after which a group's state is written to a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Entries that stay in the log although a snapshot has them, for replicas that lag a little.
+    pub keep_entries: u64,
+    /// Entries in one replication message.
+    pub payload_entries_max: u64,
+    /// Bytes of entries in one replication message (one entry may be greater).
+    pub payload_bytes_max: usize,
+    /// Decoded entries of one group kept in memory, in bytes.
+    pub cache_bytes_max: usize,
+    /// Proposals of one group that wait for their answer here.
+    pub proposals_max: usize,
+    /// How long a follower may take to store one replication message.
+    pub append_timeout: Duration,
+    /// How long sending and installing one snapshot may take.
+    pub snapshot_timeout: Duration,
+    /// How long a new member may take to catch up.
+    pub catch_up_timeout: Duration,
+    /// Pause between the attempts of a chosen survivor, and how many it makes.
+    pub campaign_pause: Duration,
+    pub campaign_attempts: u32,
+    /// How long a shutdown waits for leadership to move.
+    pub hand_over_timeout: Duration,
+}
+
+impl ConsensusConfig {
+    #[must_use]
+    pub fn new(node: NodeId, cluster: [u8; 16], data_dir: PathBuf) -> Self {
+        Self {
+            node,
+            cluster,
+            data_dir,
+            heartbeat: Duration::from_millis(250),
+            election_min: Duration::from_millis(750),
+            election_max: Duration::from_millis(1_250),
+            snapshot_every_entries: 20_000,
+            keep_entries: 5_000,
+            payload_entries_max: 512,
+            payload_bytes_max: 4 << 20,
+            cache_bytes_max: 1 << 20,
+            proposals_max: 1_024,
+            append_timeout: Duration::from_secs(5),
+            snapshot_timeout: Duration::from_secs(600),
+            catch_up_timeout: Duration::from_secs(600),
+            campaign_pause: Duration::from_millis(200),
+            campaign_attempts: 30,
+            hand_over_timeout: Duration::from_millis(1_000),
+        }
+    }
+
+    /// # Errors
+    /// When the values contradict each other; the text says how.
+    pub(super) fn raft(&self) -> Result<Arc<Config>, String> {
+        let config = Config {
+            cluster_name: "engram".into(),
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election_min),
+            election_timeout_max: millis(self.election_max),
+            install_snapshot_timeout: millis(self.snapshot_timeout),
+            max_payload_entries: self.payload_entries_max,
+            // A follower beyond it is sent a snapshot; it must exceed what a snapshot leaves.
+            replication_lag_threshold: self.snapshot_every_entries + self.keep_entries,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every_entries),
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            // Purging leaves tombstones: rather seldom and many at once.
+            purge_batch_size: (self.snapshot_every_entries / 16).max(1),
+            enable_pre_vote: Some(true),
+            // A leader that restarts may have lost applied state: it must be elected again.
+            enable_leader_restore: Some(false),
+            // Its state machine may be behind what a follower has: a lost log is never accepted.
+            allow_log_reversion: Some(false),
+            ..Config::default()
+        };
+        config
+            .validate()
+            .map(Arc::new)
+            .map_err(|error| error.to_string())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

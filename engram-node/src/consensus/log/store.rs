@@ -1,0 +1,401 @@
+//! One group's log as openraft writes it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use engram_core::storage::{Batch, Family, Order, Storage, StorageError};
+use engram_core::types::GroupId;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{LogIdOptionExt as _, OptionalSend};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::record::{self, CHAIN_START, Header};
+use super::writer::LogWriter;
+use crate::consensus::codec::{LogIdRecord, VoteRecord, corrupt, unversioned, versioned};
+use crate::consensus::keys;
+use crate::consensus::runtime::{Entry, LogId, Types, Vote};
+use crate::seams::Seams;
+
+/// A group's log. Clones share it, and read it.
+#[derive(Clone)]
+pub struct LogStore {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub group: GroupId,
+    pub seams: Seams,
+    pub storage: Arc<dyn Storage>,
+    writer: LogWriter,
+    /// Newest entries kept decoded, in bytes; those not durable yet come on top.
+    cache_bytes_max: usize,
+    /// Bytes of entries that one replication message takes before it is closed.
+    pub payload_bytes_max: usize,
+    pub state: Mutex<State>,
+}
+
+/// What is in the log, written or still on its way to the disk.
+pub(super) struct State {
+    pub vote: Option<Vote>,
+    committed: Option<LogId>,
+    /// Whether `committed` has yet to travel with a write.
+    committed_unsaved: bool,
+    purged: Option<LogId>,
+    /// Records are `first..end`.
+    pub first: u64,
+    pub end: u64,
+    /// Checksum that the first record chains to.
+    pub first_chain: u32,
+    last: Option<LogId>,
+    last_chain: u32,
+    /// The newest entries, without a gap up to `end`.
+    pub cache: BTreeMap<u64, Cached>,
+    cache_bytes: usize,
+    /// All before this index is durable.
+    durable_end: u64,
+}
+
+pub(super) struct Cached {
+    pub entry: Entry,
+    pub bytes: usize,
+    chain: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PurgeMark {
+    last: LogIdRecord,
+    chain: u32,
+}
+
+impl LogStore {
+    /// Blocks while it reads the ends of the log.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or what it holds is damaged.
+    pub fn open(
+        group: GroupId,
+        seams: &Seams,
+        storage: Arc<dyn Storage>,
+        writer: LogWriter,
+        cache_bytes_max: usize,
+        payload_bytes_max: usize,
+    ) -> Result<Self, StorageError> {
+        let state = Mutex::new(State::load(group, storage.as_ref())?);
+        let seams = seams.clone();
+        let shared = Shared {
+            group,
+            seams,
+            storage,
+            writer,
+            cache_bytes_max,
+            payload_bytes_max,
+            state,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Whether nothing was ever written: no vote, no entry.
+    pub fn is_pristine(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.vote.is_none() && state.last.is_none()
+    }
+}
+
+impl State {
+    fn load(group: GroupId, storage: &dyn Storage) -> Result<Self, StorageError> {
+        let get = |key: Vec<u8>| storage.get(Family::Log, &key);
+        let vote = get(keys::vote(group))?;
+        let vote: Option<VoteRecord> = vote
+            .as_deref()
+            .map(|bytes| unversioned("vote", bytes))
+            .transpose()?;
+        let committed = get(keys::committed(group))?;
+        let committed: Option<LogIdRecord> = committed
+            .as_deref()
+            .map(|bytes| unversioned("committed hint", bytes))
+            .transpose()?;
+        let mark = get(keys::purged(group))?;
+        let mark: Option<PurgeMark> = mark
+            .as_deref()
+            .map(|bytes| unversioned("purge mark", bytes))
+            .transpose()?;
+
+        let purged: Option<LogId> = mark.as_ref().map(|mark| mark.last.into());
+        let first_chain = mark.map_or(CHAIN_START, |mark| mark.chain);
+        let (first, end, last) = match ends(group, storage)? {
+            Some((first, last)) => (first, last.id.index + 1, Some(last)),
+            None => (purged.next_index(), purged.next_index(), None),
+        };
+        if purged.is_some() && first != purged.next_index() {
+            let reason = format!("records begin at {first}, purged up to {purged:?}");
+            return Err(corrupt(format!("log of group {group}"), reason));
+        }
+        Ok(Self {
+            vote: vote.map(Into::into),
+            committed: committed.map(Into::into),
+            committed_unsaved: false,
+            purged,
+            first,
+            end,
+            first_chain,
+            last_chain: last.as_ref().map_or(first_chain, |last| last.chain),
+            last: last.map(|last| last.id.into()).or(purged),
+            cache: BTreeMap::new(),
+            cache_bytes: 0,
+            durable_end: end,
+        })
+    }
+
+    /// Adds an entry's record to `batch`, and the entry to the cache.
+    fn push(&mut self, group: GroupId, entry: Entry, batch: &mut Batch) -> Result<usize, String> {
+        let index = entry.log_id.index;
+        if self.first == self.end {
+            self.first = index;
+            self.end = index;
+        }
+        if index != self.end {
+            return Err(format!(
+                "entry {index} appended to a log that ends at {}",
+                self.end
+            ));
+        }
+        let (bytes, chain) = record::encode(self.last_chain, &entry);
+        let size = bytes.len();
+        batch.put(Family::Log, keys::record(group, index), bytes);
+        self.end = index + 1;
+        self.last = Some(entry.log_id);
+        self.last_chain = chain;
+        self.cache_bytes += size;
+        self.cache.insert(
+            index,
+            Cached {
+                entry,
+                bytes: size,
+                chain,
+            },
+        );
+        Ok(size)
+    }
+
+    /// Drops the oldest durable entries from the cache until it is within its bound.
+    fn shrink_cache(&mut self, bytes_max: usize) {
+        while self.cache_bytes > bytes_max
+            && let Some(oldest) = self.cache.first_entry()
+            && *oldest.key() < self.durable_end
+        {
+            self.cache_bytes -= oldest.remove().bytes;
+        }
+    }
+
+    fn cut_cache(&mut self, keep: std::ops::Range<u64>) {
+        self.cache.retain(|index, _| keep.contains(index));
+        self.cache_bytes = self.cache.values().map(|cached| cached.bytes).sum();
+    }
+
+    /// The committed hint travels with other writes: alone it is not worth an fsync.
+    fn take_committed(&mut self, group: GroupId, batch: &mut Batch) {
+        if std::mem::take(&mut self.committed_unsaved)
+            && let Some(committed) = self.committed
+        {
+            let value = versioned(&LogIdRecord::from(committed));
+            batch.put(Family::Log, keys::committed(group), value);
+        }
+    }
+}
+
+/// First index and last record's header.
+fn ends(group: GroupId, storage: &dyn Storage) -> Result<Option<(u64, Header)>, StorageError> {
+    let (start, end) = (keys::record(group, 0), keys::records_end(group));
+    let what = || format!("log of group {group}");
+    let Some(first) = storage
+        .scan(Family::Log, &start, &end, Order::Ascending)
+        .next()
+    else {
+        return Ok(None);
+    };
+    let first = keys::index_of(&first?.0).ok_or_else(|| corrupt(what(), "malformed key"))?;
+    let last = storage
+        .scan(Family::Log, &start, &end, Order::Descending)
+        .next();
+    let Some(last) = last.transpose()? else {
+        return Err(corrupt(what(), "it has a first record and no last one"));
+    };
+    let header = Header::read(&last.1).ok_or_else(|| corrupt(what(), "malformed last record"))?;
+    if keys::index_of(&last.0) != Some(header.id.index) {
+        return Err(corrupt(what(), "the last record has another's key"));
+    }
+    Ok(Some((first, header)))
+}
+
+impl Shared {
+    /// The checksum that the record after `index` chains to.
+    async fn chain_at(self: &Arc<Self>, index: u64) -> io::Result<u32> {
+        {
+            let state = self.state.lock();
+            if let Some(cached) = state.cache.get(&index) {
+                return Ok(cached.chain);
+            }
+            if index < state.first {
+                return Ok(state.first_chain);
+            }
+            if index >= state.end {
+                return Ok(CHAIN_START);
+            }
+        }
+        let shared = Arc::clone(self);
+        let key = keys::record(self.group, index);
+        let record = self
+            .seams
+            .blocking(move || shared.storage.get(Family::Log, &key))
+            .await;
+        let record = record.map_err(io::Error::other)?;
+        let header = record.as_deref().and_then(Header::read);
+        let lost = || corrupt(format!("log record {index}"), "it is missing or malformed");
+        header
+            .map(|header| header.chain)
+            .ok_or_else(|| io::Error::other(lost()))
+    }
+
+    fn on_durable(&self, end: u64) {
+        let mut state = self.state.lock();
+        state.durable_end = state.durable_end.max(end);
+        state.shrink_cache(self.cache_bytes_max);
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let state = self.shared.state.lock();
+        Ok(LogState {
+            last_purged_log_id: state.purged,
+            last_log_id: state.last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let mut batch = Batch::new();
+        let value = versioned(&VoteRecord::from(*vote));
+        batch.put(Family::Log, keys::vote(self.shared.group), value);
+        self.shared.writer.write(batch).await?;
+        self.shared.state.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        state.committed = committed;
+        state.committed_unsaved = true;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.shared.state.lock().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut batch = Batch::new();
+        let end = {
+            let mut state = self.shared.state.lock();
+            for entry in entries {
+                let pushed = state.push(self.shared.group, entry, &mut batch);
+                pushed.map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
+            }
+            state.take_committed(self.shared.group, &mut batch);
+            state.end
+        };
+        let shared = Arc::clone(&self.shared);
+        let done = move |result: Result<(), super::Poisoned>| {
+            if result.is_ok() {
+                shared.on_durable(end);
+            }
+            callback.io_completed(result.map_err(Into::into));
+        };
+        self.shared.writer.submit(batch, Box::new(done)).await?;
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let new_end = last_log_id.next_index();
+        if new_end >= self.shared.state.lock().end {
+            return Ok(());
+        }
+        let chain = match last_log_id {
+            Some(last) => self.shared.chain_at(last.index).await?,
+            None => self.shared.state.lock().first_chain,
+        };
+        let group = self.shared.group;
+        let mut batch = Batch::new();
+        batch.delete_range(
+            Family::Log,
+            keys::record(group, new_end),
+            keys::records_end(group),
+        );
+        {
+            let mut state = self.shared.state.lock();
+            let first = state.first.min(new_end);
+            state.cut_cache(first..new_end);
+            state.first = first;
+            state.end = new_end;
+            state.durable_end = state.durable_end.min(new_end);
+            state.last = last_log_id;
+            state.last_chain = chain;
+        }
+        // Waited for, so that no completion of a cut-off append is taken for one of its successor.
+        self.shared.writer.write(batch).await?;
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let group = self.shared.group;
+        let chain = self.shared.chain_at(log_id.index).await?;
+        let new_first = log_id.index + 1;
+        let mut batch = Batch::new();
+        batch.delete_range(
+            Family::Log,
+            keys::record(group, 0),
+            keys::record(group, new_first),
+        );
+        let mark = versioned(&PurgeMark {
+            last: log_id.into(),
+            chain,
+        });
+        batch.put(Family::Log, keys::purged(group), mark);
+        {
+            let mut state = self.shared.state.lock();
+            state.purged = Some(log_id);
+            state.first_chain = chain;
+            state.first = new_first;
+            if state.end <= new_first {
+                state.end = new_first;
+                state.last = Some(log_id);
+                state.last_chain = chain;
+            }
+            let keep = new_first..state.end;
+            state.cut_cache(keep);
+            state.take_committed(group, &mut batch);
+        }
+        self.shared.writer.submit(batch, Box::new(|_| ())).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+impl LogStore {
+    pub fn drop_cache(&self) {
+        self.shared.state.lock().cut_cache(0..0);
+    }
+}

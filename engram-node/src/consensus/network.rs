@@ -1,0 +1,281 @@
+//! What openraft sends, over the node's links. One [`Network`] per group and target; all of them
+//! share the target's one stream.
+
+use std::future::Future;
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engram_core::types::{GroupId, NodeId};
+use engram_proto::peer::raft_client::RaftClient;
+use engram_proto::peer::raft_message::Body;
+use engram_proto::peer::raft_snapshot_part::Part;
+use engram_proto::peer::{RaftSnapshotChunk, RaftSnapshotEnd, RaftSnapshotHead, RaftSnapshotPart};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::runtime::{PeerNode, Snapshot, Types, Vote};
+use super::snapshot::{SnapshotFile, SnapshotStore};
+use super::{codec, wire};
+use crate::seams::Seams;
+use crate::transport::{CallError, Link, Links};
+
+/// Bytes of a snapshot in one part, and parts that wait for the connection.
+const CHUNK_BYTES: usize = 1 << 20;
+const CHUNKS_WAITING_MAX: usize = 4;
+/// Pauses before an unreachable target is tried again.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Makes the networks of one group.
+#[derive(Clone)]
+pub struct Networks {
+    pub group: GroupId,
+    pub links: Links,
+    pub seams: Seams,
+    pub snapshots: SnapshotStore,
+    /// How long a follower may take to store entries.
+    pub append_timeout: Duration,
+    pub snapshot_timeout: Duration,
+}
+
+impl RaftNetworkFactory<Types> for Networks {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> Network {
+        // The cluster map knows better when a node has moved since it became a member.
+        self.links
+            .peers()
+            .suggest_address(NodeId(target), &node.address);
+        Network {
+            target: NodeId(target),
+            link: self.links.to(NodeId(target)),
+            networks: self.clone(),
+        }
+    }
+}
+
+/// One group's way to one node.
+pub struct Network {
+    target: NodeId,
+    link: Link,
+    networks: Networks,
+}
+
+type Rpc<T> = Result<T, RPCError<Types>>;
+
+impl Network {
+    async fn call(&self, action: RPCTypes, body: Body, wait: Duration) -> Rpc<Body> {
+        match self.link.call(self.networks.group, body, wait).await {
+            Ok(Body::Failure(failure)) => Err(RPCError::Unreachable(Unreachable::from_string(
+                failure.reason,
+            ))),
+            Ok(body) => Ok(body),
+            Err(error @ CallError::Unreachable { .. }) => {
+                Err(RPCError::Unreachable(Unreachable::from_string(error)))
+            }
+            Err(CallError::Timeout { waited, .. }) => Err(RPCError::Timeout(Timeout {
+                action,
+                id: self.networks.links.local().node.0,
+                target: self.target.0,
+                timeout: waited,
+            })),
+        }
+    }
+
+    async fn ask_vote(&self, body: Body, option: &RPCOption) -> Rpc<VoteResponse<Types>> {
+        match self.call(RPCTypes::Vote, body, option.soft_ttl()).await? {
+            Body::VoteAnswer(answer) => wire::read_vote_answer(answer).map_err(malformed),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// The messages of a snapshot's transfer: what the file holds, in chunks, and its hash.
+    fn send_parts(
+        &self,
+        head: RaftSnapshotHead,
+        file: SnapshotFile,
+    ) -> mpsc::Receiver<RaftSnapshotPart> {
+        let (parts, outgoing) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let (seams, snapshots) = (self.networks.seams.clone(), self.networks.snapshots.clone());
+        let sending = async move {
+            if parts.send(part(Part::Head(head))).await.is_err() {
+                return;
+            }
+            let disk = std::sync::Arc::clone(snapshots.disk());
+            let opened = seams.blocking(move || disk.open_file(&file.path)).await;
+            // Without its end part the receiver refuses the snapshot: dropping `parts` is enough.
+            let Ok(mut reader) = opened else { return };
+            let (mut offset, mut hash) = (0, blake3::Hasher::new());
+            loop {
+                let read = seams
+                    .blocking(move || (read_chunk(reader.as_mut()), reader))
+                    .await;
+                let (Ok(data), returned) = read else { return };
+                reader = returned;
+                if data.is_empty() {
+                    break;
+                }
+                hash.update(&data);
+                let crc32c = crc32c::crc32c(&data);
+                let length = data.len() as u64;
+                let chunk = RaftSnapshotChunk {
+                    offset,
+                    crc32c,
+                    data,
+                };
+                offset += length;
+                if parts.send(part(Part::Chunk(chunk))).await.is_err() {
+                    return;
+                }
+            }
+            let hash = Bytes::copy_from_slice(hash.finalize().as_bytes());
+            let end = RaftSnapshotEnd {
+                bytes: offset,
+                hash,
+            };
+            drop(parts.send(part(Part::End(end))).await);
+        };
+        self.networks.seams.spawn("raft-snapshot-send", sending);
+        outgoing
+    }
+
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let peers = self.networks.links.peers();
+        let channel = peers
+            .channel(self.target)
+            .map_err(|error| Unreachable::new(&error))?;
+        let head = RaftSnapshotHead {
+            hello: Some(self.networks.links.local().hello_to(self.target)),
+            group: self.networks.group.0,
+            vote: Some(wire::vote(vote)),
+            meta: Bytes::from(codec::encode_meta(&snapshot.meta)),
+        };
+        let parts = self.send_parts(head, snapshot.snapshot);
+        let answer = RaftClient::new(channel)
+            .install_snapshot(ReceiverStream::new(parts))
+            .await;
+        let answer = answer
+            .map_err(|status| Unreachable::new(&status))?
+            .into_inner();
+        let vote = wire::read_vote(answer.vote).map_err(|error| NetworkError::new(&error))?;
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+fn part(part: Part) -> RaftSnapshotPart {
+    RaftSnapshotPart { part: Some(part) }
+}
+
+fn read_chunk(reader: &mut dyn Read) -> std::io::Result<Bytes> {
+    let mut data = Vec::with_capacity(CHUNK_BYTES);
+    reader.take(CHUNK_BYTES as u64).read_to_end(&mut data)?;
+    Ok(Bytes::from(data))
+}
+
+fn malformed(error: wire::Malformed) -> RPCError<Types> {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+fn unexpected() -> RPCError<Types> {
+    RPCError::Network(NetworkError::from_string("the answer is of another kind"))
+}
+
+impl RaftNetworkV2<Types> for Network {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<Types>> {
+        // openraft's limit is one heartbeat interval. A follower that stores entries on a busy
+        // disk needs longer; giving up on it would only send the same entries again.
+        let wait = if request.entries.is_empty() {
+            option.soft_ttl()
+        } else {
+            option.soft_ttl().max(self.networks.append_timeout)
+        };
+        let body = Body::Append(wire::append(&request));
+        match self.call(RPCTypes::AppendEntries, body, wait).await? {
+            Body::AppendAnswer(answer) => wire::read_append_answer(answer).map_err(malformed),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        self.ask_vote(Body::Vote(wire::vote_request(&request)), &option)
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        self.ask_vote(Body::PreVote(wire::vote_request(&request)), &option)
+            .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let limit = self.networks.snapshot_timeout;
+        let sending = self
+            .networks
+            .seams
+            .timeout(limit, self.send_snapshot(vote, snapshot));
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = sending => sent.unwrap_or_else(|timed_out| {
+                Err(StreamingError::Network(NetworkError::new(&timed_out)))
+            }),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<Types>> {
+        let body = Body::Transfer(wire::transfer(&request));
+        match self
+            .call(RPCTypes::TransferLeader, body, option.soft_ttl())
+            .await?
+        {
+            Body::TransferAnswer(answer) => {
+                wire::read_transfer_answer(&request, answer).map_err(malformed)
+            }
+            _ => Err(unexpected()),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        let doubling = std::iter::successors(Some(BACKOFF_MIN), |pause| {
+            Some((*pause * 2).min(BACKOFF_MAX))
+        });
+        Some(Backoff::new(doubling))
+    }
+}

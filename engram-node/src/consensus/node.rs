@@ -1,0 +1,350 @@
+//! All groups of this node: starting, removing, finding and stopping them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use engram_core::storage::{Batch, Storage};
+use engram_core::types::{GroupId, NodeId};
+use engram_proto::peer::raft_server::RaftServer;
+use openraft::errors::{InitializeError, RaftError};
+use parking_lot::{Mutex, RwLock};
+
+use super::config::ConsensusConfig;
+use super::group::Group;
+use super::log::{LogStore, LogWriter};
+use super::network::Networks;
+use super::runtime::{PeerNode, Raft};
+use super::snapshot::SnapshotStore;
+use super::state::{self, StateMachine};
+use super::{BarrierError, GroupSpec, Leadership, MachineFactory, ProposeError, StartError};
+use crate::seams::Seams;
+use crate::transport::{Links, LocalNode, Peers, RaftService};
+
+/// All Raft groups of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub config: ConsensusConfig,
+    pub seams: Seams,
+    pub snapshots: SnapshotStore,
+    /// Nodes that were reported lost and not heard from since.
+    pub lost: Mutex<BTreeSet<NodeId>>,
+    raft_config: Arc<openraft::Config>,
+    storage: Arc<dyn Storage>,
+    machines: Arc<dyn MachineFactory>,
+    writer: LogWriter,
+    links: Links,
+    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// Held while a group is started or removed: one at a time.
+    admin: tokio::sync::Mutex<()>,
+}
+
+impl Consensus {
+    /// Starts the node's log writer and message links; no group runs yet.
+    ///
+    /// # Errors
+    /// When the settings contradict each other, or the staging directory cannot be cleared.
+    pub async fn open(
+        config: ConsensusConfig,
+        seams: Seams,
+        storage: Arc<dyn Storage>,
+        peers: Peers,
+        machines: Arc<dyn MachineFactory>,
+    ) -> Result<Self, StartError> {
+        let group = GroupId::CONTROL;
+        let raft_config = config.raft();
+        let raft_config = raft_config.map_err(|reason| StartError::Raft { group, reason })?;
+        let snapshots = SnapshotStore::new(&seams, &config.data_dir);
+        let staging = snapshots.clone();
+        let cleared = seams.blocking(move || staging.clear_staging()).await;
+        cleared.map_err(|error| StartError::Storage {
+            group,
+            reason: error.to_string(),
+        })?;
+        let local = LocalNode {
+            node: config.node,
+            cluster: config.cluster,
+        };
+        let inner = Arc::new(Inner {
+            raft_config,
+            snapshots,
+            writer: LogWriter::start(&seams, Arc::clone(&storage)),
+            links: Links::new(seams.clone(), peers, local),
+            config,
+            seams,
+            storage,
+            machines,
+            lost: Mutex::default(),
+            groups: RwLock::default(),
+            admin: tokio::sync::Mutex::default(),
+        });
+        let watch = stop_when_poisoned(inner.writer.clone(), Arc::downgrade(&inner));
+        inner.seams.spawn("log-poison", watch);
+        Ok(Self { inner })
+    }
+
+    /// The peer port's Raft service, to be added to its server.
+    #[must_use]
+    pub fn raft_service(&self) -> RaftServer<RaftService> {
+        let inner = Arc::clone(&self.inner);
+        let local = inner.links.local();
+        RaftService::new(inner.seams.clone(), local, inner).into_server()
+    }
+
+    /// Starts the group here, from disk when it was here before. Idempotent. A group that runs
+    /// without ever having had a member is bootstrapped when `spec` says so.
+    ///
+    /// # Errors
+    /// When its log or state cannot be read.
+    pub async fn start_group(&self, spec: &GroupSpec) -> Result<(), StartError> {
+        let _admin = self.inner.admin.lock().await;
+        if let Some(running) = self.inner.group(spec.group) {
+            if spec.bootstrap {
+                bootstrap(&running.raft, spec).await?;
+            }
+            return Ok(());
+        }
+        let group = Box::pin(self.inner.open_group(spec)).await?;
+        self.inner.groups.write().insert(spec.group, group);
+        metrics::gauge!("engram_groups").set(self.inner.groups.read().len() as f64);
+        Ok(())
+    }
+
+    /// Stops the group here and deletes its log and its machine's state. Idempotent.
+    ///
+    /// # Errors
+    /// When something could not be deleted: to be called again.
+    pub async fn remove_group(&self, group: GroupId) -> Result<(), StartError> {
+        let _admin = self.inner.admin.lock().await;
+        let running = self.inner.groups.write().remove(&group);
+        if let Some(running) = running {
+            running.stop("the group was removed from this node").await;
+        }
+        self.inner.delete_group(group).await
+    }
+
+    /// Proposes an entry here and answers with what its application returned on this node.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; each variant says whether the entry may have been applied.
+    pub async fn propose(
+        &self,
+        group: GroupId,
+        entry: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        let running = self
+            .inner
+            .group(group)
+            .ok_or(ProposeError::NoReplica { group })?;
+        running.propose(entry, wait).await
+    }
+
+    /// Returns once this node is known to lead `group` now (ReadIndex) and has applied all that
+    /// was committed when the call began.
+    ///
+    /// # Errors
+    /// See [`BarrierError`].
+    pub async fn read_barrier(&self, group: GroupId, wait: Duration) -> Result<(), BarrierError> {
+        let running = self
+            .inner
+            .group(group)
+            .ok_or(BarrierError::NoReplica { group })?;
+        running.read_barrier(wait).await
+    }
+
+    /// Waits until this node knows a leader of the group.
+    pub async fn wait_for_leader(&self, group: GroupId, wait: Duration) -> Option<NodeId> {
+        self.inner.group(group)?.wait_for_leader(wait).await
+    }
+
+    #[must_use]
+    pub fn leadership(&self, group: GroupId) -> Leadership {
+        self.inner
+            .group(group)
+            .map(|group| group.leadership())
+            .unwrap_or_default()
+    }
+
+    /// Nodes that vote in the group, as far as the replica here knows.
+    #[must_use]
+    pub fn voters(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.inner.group(group).map(|group| group.voters()).unwrap_or_default()
+    }
+
+    /// Groups that run here.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.inner.groups.read().keys().copied().collect()
+    }
+
+    /// Groups whose replica here has stopped by itself, and why.
+    #[must_use]
+    pub fn stopped(&self) -> Vec<(GroupId, String)> {
+        let groups = self.inner.all_groups().into_iter();
+        groups
+            .filter_map(|group| group.stopped().map(|reason| (group.id, reason)))
+            .collect()
+    }
+
+    /// Adds a learner and waits until it has caught up, then (if `voter`) makes it a voter. To be
+    /// called on the leader. Idempotent.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn add_member(
+        &self,
+        group: GroupId,
+        node: NodeId,
+        peer_address: String,
+        voter: bool,
+    ) -> Result<(), ProposeError> {
+        let running = self
+            .inner
+            .group(group)
+            .ok_or(ProposeError::NoReplica { group })?;
+        let wait = self.inner.config.catch_up_timeout;
+        running.add_member(node, peer_address, voter, wait).await
+    }
+
+    /// The node at `node` is presumed dead: every group that it led here, and whose chosen
+    /// survivor this node is, campaigns now.
+    pub fn on_node_lost(&self, node: NodeId) {
+        self.inner.on_node_lost(node);
+    }
+
+    /// Stops all groups after handing over leadership where that is quick.
+    pub async fn shutdown(&self) {
+        let _admin = self.inner.admin.lock().await;
+        let groups = self.inner.all_groups();
+        let (wait, local) = (self.inner.config.hand_over_timeout, self.inner.config.node);
+        let led = groups
+            .iter()
+            .filter(|group| group.leadership().leader == Some(local));
+        futures::future::join_all(led.map(|group| group.hand_over(wait))).await;
+        let stopping = groups
+            .iter()
+            .map(|group| group.stop("the node is shutting down"));
+        futures::future::join_all(stopping).await;
+        self.inner.groups.write().clear();
+    }
+}
+
+impl Inner {
+    pub fn group(&self, group: GroupId) -> Option<Arc<Group>> {
+        self.groups.read().get(&group).cloned()
+    }
+
+    pub fn all_groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    async fn open_group(&self, spec: &GroupSpec) -> Result<Arc<Group>, StartError> {
+        let group = spec.group;
+        let storage_error = |reason: String| StartError::Storage { group, reason };
+        self.writer
+            .check()
+            .map_err(|poisoned| storage_error(poisoned.to_string()))?;
+        let (log, machine, gone) = self.open_state(group).await.map_err(storage_error)?;
+        for (node, address) in &spec.voters {
+            self.links.peers().suggest_address(*node, address);
+        }
+        let pristine = log.is_pristine() && machine.is_pristine();
+        let networks = Networks {
+            group,
+            links: self.links.clone(),
+            seams: self.seams.clone(),
+            snapshots: self.snapshots.clone(),
+            append_timeout: self.config.append_timeout,
+            snapshot_timeout: self.config.snapshot_timeout,
+        };
+        let (node, config) = (self.config.node.0, Arc::clone(&self.raft_config));
+        let raft = Raft::new(node, config, networks, log, machine).await;
+        let raft = raft.map_err(|fatal| StartError::Raft {
+            group,
+            reason: fatal.to_string(),
+        })?;
+        if spec.bootstrap && pristine {
+            bootstrap(&raft, spec).await?;
+        }
+        Ok(Arc::new(Group::new(
+            group,
+            raft,
+            &self.seams,
+            &self.config,
+            gone,
+        )))
+    }
+
+    async fn open_state(
+        &self,
+        group: GroupId,
+    ) -> Result<(LogStore, StateMachine, tokio::sync::oneshot::Receiver<()>), String> {
+        let (seams, storage) = (self.seams.clone(), Arc::clone(&self.storage));
+        let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
+        let (writer, cache) = (self.writer.clone(), self.config.cache_bytes_max);
+        let payload = self.config.payload_bytes_max;
+        let work = move || {
+            let opened =
+                LogStore::open(group, &seams, Arc::clone(&storage), writer, cache, payload);
+            let log = opened.map_err(|error| error.to_string())?;
+            let machine = machines.open(group).map_err(|error| error.to_string())?;
+            let opened = StateMachine::open(group, &seams, storage, machine, snapshots);
+            let (state, gone) = opened.map_err(|error| error.to_string())?;
+            Ok((log, state, gone))
+        };
+        self.seams.blocking(work).await
+    }
+
+    async fn delete_group(&self, group: GroupId) -> Result<(), StartError> {
+        let storage_error = |reason: String| StartError::Storage { group, reason };
+        let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
+        let work = move || {
+            machines.destroy(group).map_err(|error| error.to_string())?;
+            let mut batch = Batch::new();
+            state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;
+            Ok(batch)
+        };
+        let batch = self.seams.blocking(work).await.map_err(storage_error)?;
+        self.writer
+            .write(batch)
+            .await
+            .map_err(|poisoned| storage_error(poisoned.to_string()))
+    }
+}
+
+/// Writes the first membership entry.
+async fn bootstrap(raft: &Raft, spec: &GroupSpec) -> Result<(), StartError> {
+    let members = spec.voters.iter();
+    let members = members.map(|(id, address)| {
+        (
+            id.0,
+            PeerNode {
+                address: address.clone(),
+            },
+        )
+    });
+    let members: BTreeMap<_, _> = members.collect();
+    match raft.initialize(members).await {
+        // Another member did so first and its messages are here already.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(StartError::Raft {
+            group: spec.group,
+            reason: error.to_string(),
+        }),
+    }
+}
+
+/// After a failed log write nothing may be acknowledged any more: every replica stops.
+async fn stop_when_poisoned(writer: LogWriter, inner: Weak<Inner>) {
+    let poisoned = writer.poisoned().await;
+    let Some(inner) = inner.upgrade() else { return };
+    let groups = inner.all_groups();
+    let reason = poisoned.to_string();
+    futures::future::join_all(groups.iter().map(|group| group.stop(&reason))).await;
+}

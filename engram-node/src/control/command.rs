@@ -1,0 +1,99 @@
+//! Commands of the control plane and what applying them answers, as types.
+//!
+//! A proposer builds a [`ControlCommand`]; [`super::wire`] gives it its bytes; [`super::apply`]
+//! applies it. What must hold: everything random or timed is in the command, so that every replica
+//! arrives at the same map.
+
+use engram_core::types::{MarkId, NodeId, SpaceConfig, SpaceId};
+
+use super::map::ClusterId;
+
+/// A change of the cluster map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlCommand {
+    /// The first command of a cluster's life. Its founder becomes node 1.
+    InitCluster {
+        cluster: ClusterId,
+        founder: NodeDescription,
+    },
+    /// A node joins, or says where it can be reached now. Idempotent by identity.
+    RegisterNode(NodeDescription),
+    CreateSpace(NewSpace),
+    DropSpace {
+        name: String,
+    },
+    /// A fresh verification mark.
+    AllocateMark,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeDescription {
+    /// Random, durable in the node's data directory.
+    pub identity: [u8; 16],
+    /// `host:port`, as others reach it.
+    pub client_address: String,
+    pub peer_address: String,
+    pub http_address: String,
+    pub zone: String,
+    pub version: String,
+}
+
+/// A space that is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewSpace {
+    /// Its space id is ignored: the state machine allocates one.
+    pub config: SpaceConfig,
+    pub replicas: u32,
+    /// The nodes of each partition, in slot order; the first node is the preferred primary.
+    pub placement: Vec<Vec<NodeId>>,
+}
+
+/// What an applied command answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlReply {
+    /// Commands that the map reflects after this one.
+    pub index: u64,
+    pub outcome: Result<ControlOutcome, ControlRefusal>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlOutcome {
+    NodeRegistered {
+        node: NodeId,
+        /// It had been registered before.
+        known: bool,
+    },
+    SpaceCreated {
+        space: SpaceId,
+        /// It was there before, with the same configuration.
+        existed: bool,
+    },
+    SpaceDropped {
+        space: SpaceId,
+    },
+    MarkAllocated {
+        mark: MarkId,
+    },
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ControlRefusal {
+    #[error("the cluster is not founded yet")]
+    NotInitialized,
+    #[error("this is another cluster: {reason}")]
+    OtherCluster { reason: String },
+    #[error("a space of this name exists with another configuration: {reason}")]
+    SpaceExistsDifferent { reason: String },
+    #[error("no space is named {name:?}")]
+    UnknownSpace { name: String },
+    #[error("{reason}")]
+    InvalidConfig { reason: String },
+    #[error("the placement is not possible: {reason}")]
+    InvalidPlacement { reason: String },
+    #[error("{reason}")]
+    InvalidNode { reason: String },
+    #[error("{reason}")]
+    Limit { reason: String },
+}

@@ -1,0 +1,58 @@
+//! Commands for tests.
+
+use engram_core::types::{Decay, IndexParameters, Metric, NodeId, SpaceConfig, SpaceId};
+
+use super::command::{ControlCommand, NewSpace, NodeDescription};
+use super::map::ClusterId;
+
+pub fn node(n: u8) -> NodeDescription {
+    NodeDescription {
+        identity: [n; 16],
+        client_address: format!("127.0.0.1:{}", 7000 + u16::from(n)),
+        peer_address: format!("127.0.0.1:{}", 8000 + u16::from(n)),
+        http_address: format!("127.0.0.1:{}", 9000 + u16::from(n)),
+        zone: "a".into(),
+        version: "0.1.0".into(),
+    }
+}
+
+pub fn space(name: &str, placement: &[&[u64]]) -> NewSpace {
+    let nodes = |set: &&[u64]| set.iter().copied().map(NodeId).collect::<Vec<_>>();
+    NewSpace {
+        config: SpaceConfig {
+            space: SpaceId(0),
+            name: name.into(),
+            dimension: 8,
+            metric: Metric::Cosine,
+            index: IndexParameters::new(42),
+            embedding_model: String::new(),
+            decay: Decay::Exponential {
+                half_life_millis: 1_000,
+            },
+        },
+        replicas: placement.first().map_or(0, |set| set.len() as u32),
+        placement: placement.iter().map(nodes).collect(),
+    }
+}
+
+pub fn init() -> ControlCommand {
+    ControlCommand::InitCluster {
+        cluster: ClusterId([9; 16]),
+        founder: node(1),
+    }
+}
+
+/// One of each kind, in an order in which all are accepted.
+pub fn commands() -> Vec<ControlCommand> {
+    vec![
+        init(),
+        ControlCommand::RegisterNode(node(2)),
+        ControlCommand::RegisterNode(node(3)),
+        ControlCommand::CreateSpace(space("words", &[&[1, 2, 3], &[2, 3, 1], &[3, 1, 2]])),
+        ControlCommand::CreateSpace(space("small", &[&[1, 2, 3]])),
+        ControlCommand::AllocateMark,
+        ControlCommand::DropSpace {
+            name: "words".into(),
+        },
+    ]
+}

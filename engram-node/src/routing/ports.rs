@@ -1,0 +1,102 @@
+//! What routing needs of the rest of the node, as narrow traits, so that its loops can be tested
+//! against nodes that fail on purpose.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use engram_core::partition::Partition;
+use engram_core::types::{GroupId, NodeId, PartitionId};
+use engram_proto::peer::{
+    AcceptLocalRequest, AcceptLocalResponse, ProposeRequest, ProposeResponse, ReadRequest,
+    ReadResponse,
+};
+use tonic::transport::Channel;
+
+use crate::consensus::{BarrierError, Consensus, Leadership, ProposeError};
+
+/// The Raft groups of this node.
+#[async_trait]
+pub trait Groups: Send + Sync {
+    fn leadership(&self, group: GroupId) -> Leadership;
+    async fn propose(
+        &self,
+        group: GroupId,
+        entry: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, ProposeError>;
+    async fn read_barrier(&self, group: GroupId, wait: Duration) -> Result<(), BarrierError>;
+    /// Wakes the group and waits until a leader is known here.
+    async fn wait_for_leader(&self, group: GroupId, wait: Duration) -> Option<NodeId>;
+}
+
+#[async_trait]
+impl Groups for Consensus {
+    fn leadership(&self, group: GroupId) -> Leadership {
+        Self::leadership(self, group)
+    }
+
+    async fn propose(
+        &self,
+        group: GroupId,
+        entry: Bytes,
+        wait: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        Self::propose(self, group, entry, wait).await
+    }
+
+    async fn read_barrier(&self, group: GroupId, wait: Duration) -> Result<(), BarrierError> {
+        Self::read_barrier(self, group, wait).await
+    }
+
+    async fn wait_for_leader(&self, group: GroupId, wait: Duration) -> Option<NodeId> {
+        Self::wait_for_leader(self, group, wait).await
+    }
+}
+
+/// The partitions that have a replica on this node.
+pub trait Locals: Send + Sync {
+    fn partition(&self, partition: PartitionId) -> Option<Arc<Partition>>;
+    fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)>;
+}
+
+/// Connections to the other nodes.
+pub trait Links: Send + Sync {
+    /// `None` when the node's address is not known.
+    fn channel(&self, node: NodeId) -> Option<Channel>;
+}
+
+/// Why a call to another node has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The request did not leave this node.
+    #[error("node {node} cannot be reached: {reason}")]
+    NotSent { node: NodeId, reason: String },
+    /// The request may have been carried out.
+    #[error("node {node} did not answer: {reason}")]
+    Lost { node: NodeId, reason: String },
+}
+
+/// Forwarded requests, as the caller sees them.
+#[async_trait]
+pub trait Remote: Send + Sync {
+    async fn propose(
+        &self,
+        node: NodeId,
+        request: ProposeRequest,
+        wait: Duration,
+    ) -> Result<ProposeResponse, LinkError>;
+    async fn read(
+        &self,
+        node: NodeId,
+        request: ReadRequest,
+        wait: Duration,
+    ) -> Result<ReadResponse, LinkError>;
+    async fn accept_local(
+        &self,
+        node: NodeId,
+        request: AcceptLocalRequest,
+        wait: Duration,
+    ) -> Result<AcceptLocalResponse, LinkError>;
+}
