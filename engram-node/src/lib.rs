@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod demo;
 pub mod http;
 pub mod liveness;
 pub mod membership;
