@@ -96,13 +96,17 @@ impl Consensus {
         RaftService::new(inner.seams.clone(), local, inner).into_server()
     }
 
-    /// Starts the group here, from disk when it was here before. Idempotent.
+    /// Starts the group here, from disk when it was here before. Idempotent. A group that runs
+    /// without ever having had a member is bootstrapped when `spec` says so.
     ///
     /// # Errors
     /// When its log or state cannot be read.
     pub async fn start_group(&self, spec: &GroupSpec) -> Result<(), StartError> {
         let _admin = self.inner.admin.lock().await;
-        if self.inner.group(spec.group).is_some() {
+        if let Some(running) = self.inner.group(spec.group) {
+            if spec.bootstrap {
+                bootstrap(&running.raft, spec).await?;
+            }
             return Ok(());
         }
         let group = Box::pin(self.inner.open_group(spec)).await?;
@@ -165,6 +169,12 @@ impl Consensus {
             .group(group)
             .map(|group| group.leadership())
             .unwrap_or_default()
+    }
+
+    /// Nodes that vote in the group, as far as the replica here knows.
+    #[must_use]
+    pub fn voters(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.inner.group(group).map(|group| group.voters()).unwrap_or_default()
     }
 
     /// Groups that run here.

@@ -141,10 +141,15 @@ fn create_space(map: &mut ClusterMap, space: &NewSpace) -> Result<ControlOutcome
     check_space(map, space)?;
     if let Some(existing) = map.space(&space.config.name) {
         return match difference(existing, space) {
-            None => Ok(ControlOutcome::SpaceCreated {
-                space: existing.config.space,
-                existed: true,
-            }),
+            None => {
+                // A repeated proposal of the creator itself carries the seed that it drew.
+                let seed = space.config.index.level_seed;
+                let existed = existing.config.index.level_seed != seed;
+                Ok(ControlOutcome::SpaceCreated {
+                    space: existing.config.space,
+                    existed,
+                })
+            }
             Some(reason) => Err(ControlRefusal::SpaceExistsDifferent { reason }),
         };
     }

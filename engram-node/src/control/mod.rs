@@ -6,10 +6,14 @@
 
 pub mod apply;
 pub mod command;
+pub mod join;
 pub mod machine;
 pub mod map;
+pub mod members;
+pub mod plane;
 #[cfg(test)]
 pub mod samples;
+pub mod service;
 pub mod wire;
 
 pub use command::{
@@ -17,3 +21,4 @@ pub use command::{
 };
 pub use machine::ControlMachine;
 pub use map::{ClusterId, ClusterMap, GroupRecord, NodeRecord, PartitionRecord, SpaceRecord};
+pub use plane::{ControlError, ControlPlane};

@@ -119,6 +119,10 @@ fn a_space_is_created_once() {
     );
     let before = state(&map);
 
+    // The proposer did not hear the answer and asks again.
+    assert_eq!(create(&mut map, &space), created);
+    assert_eq!(state(&map), before);
+
     // Another proposer drew another seed and another placement: still the same space.
     let mut again = samples::space("words", &[&[3, 2, 1], &[1, 3, 2]]);
     again.config.index.level_seed = 7;

@@ -1,0 +1,72 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install what is missing, build
+# once (the same profile, features and flags, so the second finds the first one's work) and run.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap build demo test check fix deny bench demo-data image compose-test
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+# Flags come from .cargo/config.toml. Others in the environment would rebuild all of it, RocksDB too.
+unexport RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+
+# `--bins --examples` instead of nothing: with it cargo chooses the features that it also chooses
+# for tests. A plain build leaves out those of dev-dependencies, and each switch would recompile.
+SELECT := --workspace --locked
+TESTS := --lib --bins --tests --examples
+
+# Profile of the binary that goes into an image: dev is what demo and test build.
+PROFILE ?= release
+PROFILE_DIR = $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+TAG ?= latest
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+bootstrap: ## install what the build needs and this machine lacks (Debian, Ubuntu)
+	@scripts/bootstrap.sh
+
+build: bootstrap ## the binary, as demo and test use it
+	@$(CARGO) build $(SELECT) --bins --examples
+
+demo: build ## a cluster of three processes on this machine, real data, a guided tour (ARGS=--keep)
+	@$(TARGET_DIR)/debug/engram demo $(ARGS)
+
+test: bootstrap ## unit, property, model and cluster tests
+	@$(CARGO) test $(SELECT) --doc --quiet
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run $(SELECT) $(TESTS) --no-tests=warn $(ARGS); \
+	else \
+	  echo "cargo-nextest is not installed: running the same tests with cargo test"; \
+	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
+	fi
+
+check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy $(SELECT) --all-targets -- -D warnings
+	@scripts/check_dependencies.py
+	@scripts/deny.sh
+
+fix: bootstrap ## formatting, and lints that can be fixed by themselves
+	@$(CARGO) fmt --all
+	@$(CARGO) clippy $(SELECT) --all-targets --fix --allow-dirty --allow-staged
+
+deny: ## licences, bans, sources; advisories where their database can be reached
+	@scripts/deny.sh
+
+bench: bootstrap ## benchmarks, with the release profile
+	@$(CARGO) bench --locked -p engram-benches $(ARGS)
+
+demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
+	@scripts/make_demo_data.py \
+	  --wordnet "$${ENGRAM_DATA:?set it to the directory that holds wordnet/}/wordnet" \
+	  --out engram-node/assets/wordnet
+
+image: bootstrap ## a container image, engram:TAG (PROFILE=release|dev, BASE=image)
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@deploy/build-image.sh --binary $(TARGET_DIR)/$(PROFILE_DIR)/engram --tag $(TAG)
+
+compose-test: PROFILE = dev
+compose-test: image ## start the compose cluster, use it, kill a container, check, take it down
+	@TAG=$(TAG) deploy/try-compose.sh

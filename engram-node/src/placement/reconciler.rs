@@ -1,0 +1,332 @@
+//! Makes this node run what the cluster map says: starts and removes groups, and, where it leads
+//! one, creates and drops the partitions in it.
+//!
+//! What must hold: [`steps`] is pure and every step idempotent, so that a crash anywhere is healed
+//! by the next round; a group is removed only when the map says so for certain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::command::PartitionCommand;
+use engram_core::types::{GroupId, NodeId, PartitionId};
+use engram_proto::convert::encode_group_command;
+use tokio_util::sync::CancellationToken;
+
+use super::LocalPartitions;
+use crate::consensus::{Consensus, GroupSpec};
+use crate::control::{ClusterMap, ControlPlane};
+use crate::seams::Seams;
+
+/// How often the node looks when the map has not changed.
+const PERIOD: Duration = Duration::from_millis(200);
+/// How long the other replicas wait for the first one to bootstrap a new group. All of them would
+/// write the same first membership, so doing it twice is safe.
+const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(4);
+/// Longest wait for a proposal that creates or drops a partition.
+const PROPOSE_WAIT: Duration = Duration::from_secs(5);
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Start(GroupSpec),
+    Remove(GroupId),
+    /// Propose the creation of a partition to a group that this node leads.
+    Create {
+        group: GroupId,
+        partition: PartitionId,
+    },
+    Drop {
+        group: GroupId,
+        partition: PartitionId,
+    },
+}
+
+/// What runs here.
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    /// Data groups and, where one is known, their leader.
+    pub groups: BTreeMap<GroupId, Option<NodeId>>,
+    /// Partitions in them.
+    pub partitions: BTreeMap<GroupId, BTreeSet<PartitionId>>,
+    /// Groups that have had no leader for longer than the others' patience.
+    pub orphaned: BTreeSet<GroupId>,
+}
+
+/// The steps from what runs here to what the map says.
+#[must_use]
+pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for group in map
+        .groups
+        .values()
+        .filter(|group| group.replicas.contains(&local))
+    {
+        let leader = running.groups.get(&group.id);
+        let is_first = group.replicas.first() == Some(&local);
+        if leader.is_none() || running.orphaned.contains(&group.id) {
+            let bootstrap = is_first || running.orphaned.contains(&group.id);
+            steps.push(Step::Start(spec(map, group.id, bootstrap)));
+        }
+        if leader == Some(&Some(local)) {
+            partition_steps(map, group.id, running, &mut steps);
+        }
+    }
+    for group in running.groups.keys() {
+        let here = map.replicas(*group).contains(&local);
+        // A group that the map does not know yet is newer than the map.
+        if !here && group.0 < map.next_group {
+            steps.push(Step::Remove(*group));
+        }
+    }
+    steps
+}
+
+fn spec(map: &ClusterMap, group: GroupId, bootstrap: bool) -> GroupSpec {
+    let address = |node: &NodeId| {
+        let record = map.nodes.get(node);
+        (
+            *node,
+            record
+                .map(|record| record.peer_address.clone())
+                .unwrap_or_default(),
+        )
+    };
+    GroupSpec {
+        group,
+        voters: map.replicas(group).iter().map(address).collect(),
+        bootstrap,
+    }
+}
+
+fn partition_steps(map: &ClusterMap, group: GroupId, running: &Running, steps: &mut Vec<Step>) {
+    let none = BTreeSet::new();
+    let existing = running.partitions.get(&group).unwrap_or(&none);
+    let wanted: BTreeSet<PartitionId> = map
+        .partitions_of(group)
+        .map(|(_, partition)| partition.id)
+        .collect();
+    for partition in wanted.difference(existing) {
+        steps.push(Step::Create {
+            group,
+            partition: *partition,
+        });
+    }
+    for partition in existing
+        .difference(&wanted)
+        .filter(|it| it.0 < map.next_partition)
+    {
+        steps.push(Step::Drop {
+            group,
+            partition: *partition,
+        });
+    }
+}
+
+/// The reconciler of one node.
+pub struct Reconciler {
+    pub seams: Seams,
+    pub plane: ControlPlane,
+    pub consensus: Consensus,
+    pub partitions: Arc<dyn LocalPartitions>,
+}
+
+impl Reconciler {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut watch = self.plane.watch();
+        // Since when a group has been without a leader.
+        let mut leaderless: BTreeMap<GroupId, Duration> = BTreeMap::new();
+        loop {
+            watch.mark_unchanged();
+            let running = self.running(&mut leaderless);
+            for step in steps(&self.plane.map(), self.plane.local(), &running) {
+                self.take(step, &mut leaderless).await;
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = watch.changed() => if changed.is_err() { return },
+                () = self.seams.clock.sleep(PERIOD) => {}
+            }
+        }
+    }
+
+    fn running(&self, leaderless: &mut BTreeMap<GroupId, Duration>) -> Running {
+        let now = self.seams.clock.monotonic();
+        let mut running = Running::default();
+        for group in self.consensus.groups() {
+            if group == GroupId::CONTROL {
+                continue;
+            }
+            let leader = self.consensus.leadership(group).leader;
+            running.groups.insert(group, leader);
+            running
+                .partitions
+                .insert(group, self.partitions.of_group(group).into_iter().collect());
+            match leader {
+                Some(_) => drop(leaderless.remove(&group)),
+                None => {
+                    let since = *leaderless.entry(group).or_insert(now);
+                    if now.saturating_sub(since) >= BOOTSTRAP_PATIENCE {
+                        running.orphaned.insert(group);
+                    }
+                }
+            }
+        }
+        leaderless.retain(|group, _| running.groups.contains_key(group));
+        running
+    }
+
+    async fn take(&self, step: Step, leaderless: &mut BTreeMap<GroupId, Duration>) {
+        match step {
+            Step::Start(spec) => {
+                let group = spec.group;
+                // The next attempt to bootstrap has to wait for its turn again.
+                leaderless.insert(group, self.seams.clock.monotonic());
+                match self.consensus.start_group(&spec).await {
+                    Ok(()) => tracing::info!(group = group.0, spec.bootstrap, "group runs"),
+                    Err(error) => tracing::error!(group = group.0, %error, "group not started"),
+                }
+            }
+            Step::Remove(group) => match self.consensus.remove_group(group).await {
+                Ok(()) => tracing::info!(group = group.0, "group removed"),
+                Err(error) => tracing::error!(group = group.0, %error, "group not removed"),
+            },
+            Step::Create { group, partition } => self.create(group, partition).await,
+            Step::Drop { group, partition } => {
+                self.propose(group, partition, &PartitionCommand::Drop, "dropped")
+                    .await;
+            }
+        }
+    }
+
+    async fn create(&self, group: GroupId, partition: PartitionId) {
+        let map = self.plane.map();
+        let Some((space, record)) = map.partition(partition) else {
+            return;
+        };
+        let command = PartitionCommand::Create {
+            config: space.config.clone(),
+            slots: record.slots,
+        };
+        self.propose(group, partition, &command, "created").await;
+    }
+
+    async fn propose(
+        &self,
+        group: GroupId,
+        partition: PartitionId,
+        command: &PartitionCommand,
+        done: &'static str,
+    ) {
+        // A new leader may not have applied yet what an earlier one proposed.
+        if let Err(error) = self.consensus.read_barrier(group, PROPOSE_WAIT).await {
+            tracing::debug!(group = group.0, partition = partition.0, %error, "not the leader");
+            return;
+        }
+        let exists = self.partitions.of_group(group).contains(&partition);
+        let wants_it = matches!(command, PartitionCommand::Create { .. });
+        if exists == wants_it {
+            return;
+        }
+        let entry = encode_group_command(partition, command);
+        match self.consensus.propose(group, entry, PROPOSE_WAIT).await {
+            Ok(_) => tracing::info!(group = group.0, partition = partition.0, "partition {done}"),
+            Err(error) => {
+                tracing::warn!(group = group.0, partition = partition.0, %error, "not {done} yet");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::apply::apply;
+    use crate::control::{ControlCommand, samples};
+
+    const ME: NodeId = NodeId(1);
+
+    fn map() -> ClusterMap {
+        let mut map = ClusterMap::default();
+        // Groups 1 and 2 of "words" (partitions 1 and 2), group 3 shared by "small" (3).
+        let commands = [
+            samples::init(),
+            ControlCommand::RegisterNode(samples::node(2)),
+            ControlCommand::CreateSpace(samples::space("words", &[&[1, 2], &[2, 1]])),
+            ControlCommand::CreateSpace(samples::space("small", &[&[1]])),
+        ];
+        for command in commands {
+            apply(&mut map, &command).outcome.expect("accepted");
+        }
+        map
+    }
+
+    fn running(groups: &[(u64, Option<u64>, &[u64])]) -> Running {
+        let mut running = Running::default();
+        for (group, leader, partitions) in groups {
+            running.groups.insert(GroupId(*group), leader.map(NodeId));
+            let partitions = partitions.iter().copied().map(PartitionId).collect();
+            running.partitions.insert(GroupId(*group), partitions);
+        }
+        running
+    }
+
+    #[test]
+    fn a_node_starts_its_groups_and_bootstraps_where_it_is_first() {
+        let started: Vec<(u64, usize, bool)> = steps(&map(), ME, &Running::default())
+            .into_iter()
+            .map(|step| match step {
+                Step::Start(spec) => (spec.group.0, spec.voters.len(), spec.bootstrap),
+                other => panic!("unexpected {other:?}"),
+            })
+            .collect();
+        assert_eq!(started, [(1, 2, true), (2, 2, false), (3, 1, true)]);
+        assert_eq!(steps(&map(), NodeId(3), &Running::default()), []);
+    }
+
+    #[test]
+    fn an_orphaned_group_is_bootstrapped_by_any_of_its_replicas() {
+        let mut running = running(&[(1, Some(1), &[1]), (2, None, &[]), (3, Some(1), &[3])]);
+        assert_eq!(steps(&map(), ME, &running), []);
+        running.orphaned.insert(GroupId(2));
+        assert_eq!(
+            steps(&map(), ME, &running),
+            [Step::Start(spec(&map(), GroupId(2), true))]
+        );
+    }
+
+    #[test]
+    fn only_the_leader_creates_and_drops_partitions() {
+        let mut map = map();
+        let at = running(&[(1, Some(1), &[]), (2, Some(2), &[]), (3, Some(1), &[])]);
+        let create = |group, partition| Step::Create {
+            group: GroupId(group),
+            partition: PartitionId(partition),
+        };
+        assert_eq!(steps(&map, ME, &at), [create(1, 1), create(3, 3)]);
+
+        let drop_small = ControlCommand::DropSpace {
+            name: "small".into(),
+        };
+        apply(&mut map, &drop_small).outcome.expect("dropped");
+        let at = running(&[(1, Some(1), &[1]), (2, Some(2), &[]), (3, Some(1), &[3])]);
+        let drop = Step::Drop {
+            group: GroupId(3),
+            partition: PartitionId(3),
+        };
+        assert_eq!(steps(&map, ME, &at), [drop]);
+    }
+
+    #[test]
+    fn dropped_groups_go_and_unknown_ones_stay() {
+        let mut map = map();
+        let drop_words = ControlCommand::DropSpace {
+            name: "words".into(),
+        };
+        apply(&mut map, &drop_words).outcome.expect("dropped");
+        let at = running(&[(1, Some(1), &[1]), (3, Some(1), &[3]), (77, None, &[])]);
+        assert_eq!(steps(&map, ME, &at), [Step::Remove(GroupId(1))]);
+    }
+}

@@ -1,0 +1,357 @@
+//! Putting a node together, in the order of its parts' needs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::storage::Storage;
+use engram_core::types::{GroupId, PartitionId};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::{Entry, enter};
+use super::identity::{ClusterMember, NodeIdentity};
+use super::machines::Machines;
+use super::ports::{Advertised, Ports};
+use super::watchers::{self, NodeHealth};
+use super::{Server, ServerError};
+use crate::config::Config;
+use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, MachineFactory};
+use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescription, members};
+use crate::http::{self, Metrics};
+use crate::liveness::Heartbeats;
+use crate::membership::{ClusterKey, Membership, MembershipOptions, SwimTiming};
+use crate::placement::reconciler::Reconciler;
+use crate::placement::LocalPartitions;
+use crate::replica::Replicas;
+use crate::seams::{Datagrams, Listener, Seams};
+use crate::security::{Security, SecurityOptions, check_exposure};
+use crate::server::logging;
+use crate::transport::Peers;
+
+/// One attempt of a founder to write the first entry of its cluster.
+const FOUND_WAIT: Duration = Duration::from_secs(2);
+/// How long one look for this node on the map takes before the log says that it is waiting.
+const MAP_WAIT: Duration = Duration::from_secs(10);
+
+pub(super) async fn assemble(config: Config, seams: Seams) -> Result<Server, ServerError> {
+    let security = load_security(&config, &seams)?;
+    let (storage, identity) = open_store(&config, &seams).await?;
+    let ports = Ports::bind(seams.net.as_ref(), &config).await?;
+    let description = describe(&config, &identity, &ports.advertised);
+    let incarnation = identity.incarnation;
+    // Before it has an id, a node only asks; nobody answers to this one.
+    let strangers = Peers::new(seams.clone(), security.peer_client(), Default::default());
+    let entry = enter(
+        &seams,
+        &storage,
+        identity,
+        &config,
+        &strangers,
+        &description,
+    )
+    .await?;
+    let span = tracing::info_span!("node", node = entry.member.node.0);
+    let seams = logging::in_span(&seams, span.clone());
+    let parts = Parts {
+        config,
+        seams,
+        security,
+        storage,
+        description,
+        incarnation,
+        entry,
+    };
+    tracing::Instrument::instrument(Box::pin(parts.run(ports)), span).await
+}
+
+fn load_security(config: &Config, seams: &Seams) -> Result<Security, ServerError> {
+    let options = SecurityOptions {
+        tls_dir: config.tls_dir.clone(),
+        token_file: config.token_file.clone(),
+        cluster_key_file: config.cluster_key_file.clone(),
+        insecure: config.insecure,
+    };
+    let security = Security::load(&options, seams.disk.as_ref())?;
+    let addresses = [&config.listen, &config.peer_listen, &config.http_listen];
+    check_exposure(&addresses.map(String::as_str), security.protection())?;
+    Ok(security)
+}
+
+async fn open_store(
+    config: &Config,
+    seams: &Seams,
+) -> Result<(Arc<dyn Storage>, NodeIdentity), ServerError> {
+    let (inner, directory) = (seams.clone(), config.data_dir.join("store"));
+    let opened = seams.blocking(move || {
+        let storage = inner.disk.open_store(&directory)?;
+        let identity = NodeIdentity::open(storage.as_ref(), &inner)?;
+        Ok((storage, identity))
+    });
+    opened.await.map_err(ServerError::Storage)
+}
+
+fn describe(config: &Config, identity: &NodeIdentity, ports: &Advertised) -> NodeDescription {
+    NodeDescription {
+        identity: identity.identity,
+        client_address: ports.client.clone(),
+        peer_address: ports.peer.clone(),
+        http_address: ports.http.clone(),
+        zone: config.zone.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// What is there before the node's parts are.
+pub(super) struct Parts {
+    pub config: Config,
+    pub seams: Seams,
+    pub security: Security,
+    storage: Arc<dyn Storage>,
+    description: NodeDescription,
+    incarnation: u64,
+    entry: Entry,
+}
+
+/// The parts that all others hang on.
+pub(super) struct Core {
+    pub peers: Peers,
+    pub consensus: Consensus,
+    pub plane: ControlPlane,
+    pub replicas: Arc<Replicas>,
+}
+
+/// The partitions that run here, for placement.
+struct Local(Arc<Replicas>);
+
+impl LocalPartitions for Local {
+    fn of_group(&self, group: GroupId) -> Vec<PartitionId> {
+        let all = self.0.partitions().into_iter();
+        all.filter(|(of, _)| *of == group).map(|(_, partition)| partition.id()).collect()
+    }
+}
+
+impl Parts {
+    async fn run(self, ports: Ports) -> Result<Server, ServerError> {
+        let core = self.core().await?;
+        let background = CancellationToken::new();
+        let health = Arc::new(NodeHealth {
+            plane: core.plane.clone(),
+            consensus: core.consensus.clone(),
+            storage: Arc::clone(&self.storage),
+        });
+        self.serve_http(ports.http, &health, &background);
+        let beats = Heartbeats::new(
+            self.seams.clone(),
+            core.plane.clone(),
+            core.peers.clone(),
+            core.consensus.clone(),
+        );
+        let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats)?;
+        self.start_control_group(&core.consensus).await?;
+        self.wait_for_the_map(&core.plane).await;
+        let membership = self
+            .start_membership(ports.datagrams, &core, &background)
+            .await?;
+        self.start_background(&core, &membership, beats, &background);
+        let (client, client_done) =
+            self.serve_clients(ports.client, &core, &membership, &health, &background)?;
+        self.write_addresses(&ports.advertised).await?;
+        tracing::info!(
+            client = ports.advertised.client,
+            peer = ports.advertised.peer,
+            http = ports.advertised.http,
+            cluster = %self.member().cluster,
+            "the node serves"
+        );
+        Ok(Server {
+            grace: self.config.limits.shutdown_grace,
+            seams: self.seams,
+            advertised: ports.advertised,
+            plane: core.plane,
+            consensus: core.consensus,
+            storage: self.storage,
+            client,
+            peer,
+            background,
+            client_done,
+            peer_done,
+        })
+    }
+
+    fn member(&self) -> ClusterMember {
+        self.entry.member
+    }
+
+    async fn core(&self) -> Result<Core, ServerError> {
+        let ClusterMember { cluster, node, .. } = self.member();
+        let peers = Peers::new(self.seams.clone(), self.security.peer_client(), node);
+        peers.set_address(node, self.description.peer_address.clone());
+        let storage = Arc::clone(&self.storage);
+        let control = self
+            .seams
+            .blocking(move || ControlMachine::open(storage))
+            .await?;
+        let known = self.entry.map.as_ref().unwrap_or(&control.map()).clone();
+        for other in known.nodes.values().filter(|other| other.id != node) {
+            peers.set_address(other.id, other.peer_address.clone());
+        }
+        let replicas = Replicas::new(
+            self.seams.clone(),
+            Arc::clone(&self.storage),
+            &self.config.data_dir,
+        );
+        let data: Arc<dyn MachineFactory> = Arc::clone(&replicas) as _;
+        let machines = Machines {
+            control: Arc::clone(&control),
+            data,
+        };
+        let consensus = Consensus::open(
+            ConsensusConfig::new(node, cluster.0, self.config.data_dir.clone()),
+            self.seams.clone(),
+            Arc::clone(&self.storage),
+            peers.clone(),
+            Arc::new(machines),
+        )
+        .await?;
+        let plane = ControlPlane::new(
+            node,
+            cluster,
+            self.seams.clone(),
+            control,
+            consensus.clone(),
+            peers.clone(),
+        );
+        Ok(Core {
+            peers,
+            consensus,
+            plane,
+            replicas,
+        })
+    }
+
+    fn serve_http(
+        &self,
+        listener: Box<dyn Listener>,
+        health: &Arc<NodeHealth>,
+        background: &CancellationToken,
+    ) {
+        let metrics = Metrics::install();
+        let upkeep = http::upkeep(self.seams.clone(), metrics.clone(), background.clone());
+        self.seams.spawn("metrics-upkeep", upkeep);
+        let health: Arc<dyn http::Health> = Arc::clone(health) as _;
+        let stop = background.clone().cancelled_owned();
+        let served = http::serve(self.seams.clone(), listener, health, metrics, stop);
+        self.seams.spawn("http-port", served);
+    }
+
+    /// Starts the control group, and writes its first entry where this node founds the cluster.
+    async fn start_control_group(&self, consensus: &Consensus) -> Result<(), ServerError> {
+        let ClusterMember { node, founder, .. } = self.member();
+        let voters = if founder {
+            BTreeMap::from([(node, self.description.peer_address.clone())])
+        } else {
+            // They come with the log: the leader adds this node.
+            BTreeMap::new()
+        };
+        let spec = GroupSpec {
+            group: GroupId::CONTROL,
+            voters,
+            bootstrap: founder,
+        };
+        consensus.start_group(&spec).await?;
+        Ok(())
+    }
+
+    /// Returns once this node is on its own map.
+    async fn wait_for_the_map(&self, plane: &ControlPlane) {
+        let ClusterMember {
+            cluster,
+            node,
+            founder,
+        } = self.member();
+        while !plane.map().nodes.contains_key(&node) {
+            if founder {
+                let founder = self.description.clone();
+                let command = ControlCommand::InitCluster { cluster, founder };
+                match plane
+                    .execute(command, FOUND_WAIT)
+                    .await
+                    .map(|reply| reply.outcome)
+                {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(refusal)) => tracing::error!(%refusal, "the cluster is not founded"),
+                    Err(error) => tracing::debug!(%error, "the cluster is not founded yet"),
+                }
+            } else if !plane
+                .wait_for(MAP_WAIT, |map| map.nodes.contains_key(&node))
+                .await
+            {
+                tracing::warn!("still waiting for the cluster map");
+            }
+        }
+    }
+
+    async fn start_membership(
+        &self,
+        socket: Arc<dyn Datagrams>,
+        core: &Core,
+        background: &CancellationToken,
+    ) -> Result<Membership, ServerError> {
+        let address = self.description.peer_address.clone();
+        let resolved = self.seams.net.resolve(&address).await;
+        let resolved = resolved.map_err(|source| ServerError::Unresolvable { address, source })?;
+        let options = MembershipOptions {
+            local: self.member().node,
+            address: resolved,
+            incarnation: self.incarnation,
+            key: ClusterKey::derive(self.member().cluster, self.security.cluster_key()),
+            timing: SwimTiming::default(),
+        };
+        let (map, stop) = (core.plane.watch(), background.clone());
+        Ok(Membership::start(options, &self.seams, socket, map, stop))
+    }
+
+    fn start_background(
+        &self,
+        core: &Core,
+        membership: &Membership,
+        beats: Heartbeats,
+        background: &CancellationToken,
+    ) {
+        let (seams, stop) = (&self.seams, || background.clone());
+        let (plane, consensus) = (|| core.plane.clone(), || core.consensus.clone());
+        let addresses = watchers::follow_addresses(plane(), core.peers.clone(), stop());
+        seams.spawn("addresses", addresses);
+        let registered =
+            watchers::stay_registered(seams.clone(), plane(), self.description.clone(), stop());
+        seams.spawn("registration", registered);
+        let local = self.member().node;
+        let losses =
+            watchers::count_losses(seams.clone(), consensus(), local, beats.clone(), stop());
+        seams.spawn("losses", losses);
+        seams.spawn("heartbeats", beats.run(stop()));
+        let membership = membership.clone();
+        let keeper = members::keep_in_step(seams.clone(), plane(), consensus(), membership, stop());
+        seams.spawn("control-members", keeper);
+        let reconciler = Reconciler {
+            seams: seams.clone(),
+            plane: plane(),
+            consensus: consensus(),
+            partitions: Arc::new(Local(Arc::clone(&core.replicas))),
+        };
+        seams.spawn("reconciler", reconciler.run(stop()));
+    }
+
+    async fn write_addresses(&self, advertised: &Advertised) -> Result<(), ServerError> {
+        let (seams, advertised) = (self.seams.clone(), advertised.clone());
+        let (directory, node) = (self.config.data_dir.clone(), self.member().node);
+        let written = self
+            .seams
+            .blocking(move || advertised.write(seams.disk.as_ref(), &directory, node))
+            .await;
+        written.map_err(|source| ServerError::Write {
+            what: "addresses.json",
+            source,
+        })
+    }
+}

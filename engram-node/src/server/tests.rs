@@ -1,0 +1,100 @@
+//! Whole nodes in this process: real sockets, real stores.
+
+use std::path::Path;
+
+use engram_core::storage::RocksOptions;
+use engram_core::types::GroupId;
+
+use super::*;
+use crate::config::StartArgs;
+use crate::control::{ControlCommand, ControlOutcome};
+use crate::seams::os;
+
+/// Longest wait for a condition; far above what it takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(directory: &Path, join: &[String]) -> Config {
+    let free = || Some("127.0.0.1:0".to_owned());
+    let args = StartArgs {
+        data_dir: Some(directory.into()),
+        listen: free(),
+        peer_listen: free(),
+        http_listen: free(),
+        join: Some(join.to_vec()),
+        ..StartArgs::default()
+    };
+    args.resolve().expect("a valid configuration")
+}
+
+async fn node(directory: &Path, join: &[String]) -> Server {
+    let starting = start(config(directory, join), os::seams(RocksOptions::default()));
+    Box::pin(starting).await.expect("the node starts")
+}
+
+async fn until(seams: &Seams, what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = seams.clock.monotonic();
+    while !condition() {
+        assert!(seams.clock.monotonic() - begun < PATIENCE, "{what}: not within {PATIENCE:?}");
+        seams.clock.sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_form_a_cluster_and_survive_a_restart() {
+    let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let seams = os::seams(RocksOptions::default());
+    let first = node(directories[0].path(), &[]).await;
+    let join = [first.addresses().peer.clone()];
+    let second = node(directories[1].path(), &join).await;
+    let third = node(directories[2].path(), &join).await;
+    assert_eq!([&first, &second, &third].map(|server| server.node().0), [1, 2, 3]);
+    for server in [&first, &second, &third] {
+        let all = server.plane().wait_for(PATIENCE, |map| map.nodes.len() == 3).await;
+        assert!(all, "node {} knows all", server.node());
+        assert_eq!(server.plane().cluster(), first.plane().cluster());
+    }
+
+    // A change through a node that does not lead, seen by all.
+    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let reply = reply.expect("answered");
+    assert!(matches!(reply.outcome, Ok(ControlOutcome::MarkAllocated { .. })));
+    for server in [&first, &second, &third] {
+        assert!(server.plane().wait_for_index(reply.index, PATIENCE).await);
+    }
+
+    // Three voters: the cluster goes on without its founder.
+    let voters = || first.consensus().voters(GroupId::CONTROL).len() == 3;
+    until(&seams, "three voters", voters).await;
+    let cluster = first.plane().cluster();
+    first.stop().await;
+    let survivors = [&second, &third];
+    let led = || {
+        let leader = |server: &Server| server.consensus().leadership(GroupId::CONTROL).leader;
+        survivors.iter().all(|server| leader(server).is_some_and(|leader| leader.0 != 1))
+    };
+    until(&seams, "a new leader", led).await;
+    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let index = reply.expect("answered").index;
+
+    // The founder comes back under another address, ignores --join, and catches up.
+    let nowhere = ["127.0.0.1:9".to_owned()];
+    let first = node(directories[0].path(), &nowhere).await;
+    assert_eq!((first.node().0, first.plane().cluster()), (1, cluster));
+    assert!(first.plane().wait_for_index(index, PATIENCE).await);
+    let moved = first.addresses().peer.clone();
+    let known = move |map: &crate::control::ClusterMap| {
+        map.nodes.values().any(|node| node.peer_address == moved)
+    };
+    assert!(second.plane().wait_for(PATIENCE, known).await);
+    for server in [first, second, third] {
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unprotected_node_refuses_to_leave_loopback() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let exposed = Config { listen: "0.0.0.0:0".into(), ..config(directory.path(), &[]) };
+    let refused = start(exposed, os::seams(RocksOptions::default())).await;
+    assert!(matches!(refused, Err(ServerError::Exposure(_))));
+}
