@@ -34,7 +34,10 @@ async fn node(directory: &Path, join: &[String]) -> Server {
 async fn until(seams: &Seams, what: &str, mut condition: impl FnMut() -> bool) {
     let begun = seams.clock.monotonic();
     while !condition() {
-        assert!(seams.clock.monotonic() - begun < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(
+            seams.clock.monotonic() - begun < PATIENCE,
+            "{what}: not within {PATIENCE:?}"
+        );
         seams.clock.sleep(Duration::from_millis(20)).await;
     }
 }
@@ -47,17 +50,29 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
     let join = [first.addresses().peer.clone()];
     let second = node(directories[1].path(), &join).await;
     let third = node(directories[2].path(), &join).await;
-    assert_eq!([&first, &second, &third].map(|server| server.node().0), [1, 2, 3]);
+    assert_eq!(
+        [&first, &second, &third].map(|server| server.node().0),
+        [1, 2, 3]
+    );
     for server in [&first, &second, &third] {
-        let all = server.plane().wait_for(PATIENCE, |map| map.nodes.len() == 3).await;
+        let all = server
+            .plane()
+            .wait_for(PATIENCE, |map| map.nodes.len() == 3)
+            .await;
         assert!(all, "node {} knows all", server.node());
         assert_eq!(server.plane().cluster(), first.plane().cluster());
     }
 
     // A change through a node that does not lead, seen by all.
-    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let reply = third
+        .plane()
+        .execute(ControlCommand::AllocateMark, PATIENCE)
+        .await;
     let reply = reply.expect("answered");
-    assert!(matches!(reply.outcome, Ok(ControlOutcome::MarkAllocated { .. })));
+    assert!(matches!(
+        reply.outcome,
+        Ok(ControlOutcome::MarkAllocated { .. })
+    ));
     for server in [&first, &second, &third] {
         assert!(server.plane().wait_for_index(reply.index, PATIENCE).await);
     }
@@ -70,10 +85,15 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
     let survivors = [&second, &third];
     let led = || {
         let leader = |server: &Server| server.consensus().leadership(GroupId::CONTROL).leader;
-        survivors.iter().all(|server| leader(server).is_some_and(|leader| leader.0 != 1))
+        survivors
+            .iter()
+            .all(|server| leader(server).is_some_and(|leader| leader.0 != 1))
     };
     until(&seams, "a new leader", led).await;
-    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let reply = third
+        .plane()
+        .execute(ControlCommand::AllocateMark, PATIENCE)
+        .await;
     let index = reply.expect("answered").index;
 
     // The founder comes back under another address, ignores --join, and catches up.
@@ -94,7 +114,10 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unprotected_node_refuses_to_leave_loopback() {
     let directory = tempfile::tempdir().expect("a directory");
-    let exposed = Config { listen: "0.0.0.0:0".into(), ..config(directory.path(), &[]) };
+    let exposed = Config {
+        listen: "0.0.0.0:0".into(),
+        ..config(directory.path(), &[])
+    };
     let refused = start(exposed, os::seams(RocksOptions::default())).await;
     assert!(matches!(refused, Err(ServerError::Exposure(_))));
 }

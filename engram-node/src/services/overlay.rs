@@ -11,9 +11,9 @@ use engram_core::command::{OverlayDelta, PartitionCommand};
 use engram_core::partition::{LocalError, Partition};
 use engram_core::types::{GroupId, NodeId, OverlayContext, PartitionId};
 use engram_proto::convert::DecodeError;
+use engram_proto::peer::OverlayExchange;
 use engram_proto::peer::overlay_client::OverlayClient;
 use engram_proto::peer::overlay_server::Overlay;
-use engram_proto::peer::OverlayExchange;
 use futures::{StreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
@@ -54,22 +54,29 @@ struct Rounds {
 impl Rounds {
     async fn run(&self, round: u64) {
         let map = self.router.map();
-        let due = self.router.here().partitions().into_iter().filter(|(_, partition)| {
-            let id = partition.id();
-            let waiting = partition.status().overlay_deltas > 0;
-            waiting || (round + id.0).is_multiple_of(QUIET_ROUNDS)
-        });
+        let due = self
+            .router
+            .here()
+            .partitions()
+            .into_iter()
+            .filter(|(_, partition)| {
+                let id = partition.id();
+                let waiting = partition.status().overlay_deltas > 0;
+                waiting || (round + id.0).is_multiple_of(QUIET_ROUNDS)
+            });
         let mut work = Vec::new();
         for (group, partition) in due {
             let nodes = map.replicas(group).iter().copied();
-            let others: Vec<NodeId> =
-                nodes.filter(|node| *node != self.router.local()).collect();
+            let others: Vec<NodeId> = nodes.filter(|node| *node != self.router.local()).collect();
             work.push((group, partition, others));
         }
         stream::iter(work)
-            .for_each_concurrent(EXCHANGES_IN_FLIGHT_MAX, |(group, partition, others)| async move {
-                self.one(group, &partition, others).await;
-            })
+            .for_each_concurrent(
+                EXCHANGES_IN_FLIGHT_MAX,
+                |(group, partition, others)| async move {
+                    self.one(group, &partition, others).await;
+                },
+            )
             .await;
     }
 
@@ -97,15 +104,23 @@ impl Rounds {
         for _ in 0..EXCHANGES_PER_ROUND_MAX {
             let request = message(partition, &deltas);
             let call = client.exchange(request);
-            let answer = self.router.seams().timeout(EXCHANGE_WAIT, Box::pin(call)).await;
+            let answer = self
+                .router
+                .seams()
+                .timeout(EXCHANGE_WAIT, Box::pin(call))
+                .await;
             let answer = answer.map_err(|error| error.to_string())?;
-            let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+            let answer = answer
+                .map_err(|status| status.message().to_owned())?
+                .into_inner();
             if answer.no_replica {
                 return Ok(());
             }
             let (seen, received) = parts(answer).map_err(|error| error.to_string())?;
             let got = received.len();
-            self.receive(partition, received).await.map_err(|error| error.to_string())?;
+            self.receive(partition, received)
+                .await
+                .map_err(|error| error.to_string())?;
             deltas = partition.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
             if deltas.is_empty() && got == 0 {
                 return Ok(());
@@ -133,7 +148,11 @@ impl Rounds {
             return;
         }
         let command = PartitionCommand::Adopt { deltas };
-        let adopted = self.router.here().propose(partition.id(), command, EXCHANGE_WAIT).await;
+        let adopted = self
+            .router
+            .here()
+            .propose(partition.id(), command, EXCHANGE_WAIT)
+            .await;
         if let Err(reason) = adopted {
             // They stay in the overlay, and the next round tries again.
             tracing::debug!(partition = %partition.id(), %reason, "overlay deltas not adopted");
@@ -151,7 +170,10 @@ fn message(partition: &Partition, deltas: &[OverlayDelta]) -> OverlayExchange {
 }
 
 fn parts(message: OverlayExchange) -> Result<(OverlayContext, Vec<OverlayDelta>), DecodeError> {
-    let seen = message.seen.ok_or(DecodeError::Missing("the context"))?.try_into()?;
+    let seen = message
+        .seen
+        .ok_or(DecodeError::Missing("the context"))?
+        .try_into()?;
     let deltas = message.deltas.into_iter().map(OverlayDelta::try_from);
     Ok((seen, deltas.collect::<Result<_, _>>()?))
 }
@@ -177,7 +199,10 @@ impl Overlay for OverlayService {
         let request = request.into_inner();
         let id = PartitionId(request.partition);
         let Some(partition) = self.router.here().partition(id) else {
-            let none = OverlayExchange { no_replica: true, ..Default::default() };
+            let none = OverlayExchange {
+                no_replica: true,
+                ..Default::default()
+            };
             return Ok(Response::new(none));
         };
         let (seen, deltas) =
@@ -190,6 +215,8 @@ impl Overlay for OverlayService {
             Ok::<_, LocalError>(message(&partition, &missing))
         };
         let answer = self.router.seams().blocking(answer).await;
-        answer.map(Response::new).map_err(|error| Status::unavailable(error.to_string()))
+        answer
+            .map(Response::new)
+            .map_err(|error| Status::unavailable(error.to_string()))
     }
 }
