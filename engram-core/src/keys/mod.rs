@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! family    key                                   value
+//! metadata  00 name                              the program's own records
 //! metadata  02 p 00                               partition state
 //! metadata  02 p 01 generation(8)                 index generation
 //! metadata  02 p 02 v                             death of a vector
@@ -31,7 +32,9 @@ use crate::types::{
 
 pub use value::{BadRecord, decode, encode};
 
-/// First byte of every partition key in the metadata family; 00 is the node's, 01 a group's.
+/// First byte of every key of the program itself in the metadata family; 01 is a group's.
+const PROGRAM: u8 = 0x00;
+/// First byte of every partition key in the metadata family.
 const PARTITION: u8 = 0x02;
 
 const STATE: u8 = 0x00;
@@ -89,6 +92,18 @@ fn edges(partition: PartitionId, tag: u8, rest: &[&[u8]]) -> Vec<u8> {
     let mut key = join(&[&partition.0.to_be_bytes(), &[tag]]);
     rest.iter().for_each(|part| key.extend_from_slice(part));
     key
+}
+
+/// A record of the program itself.
+#[must_use]
+pub fn program(name: &str) -> Vec<u8> {
+    join(&[&[PROGRAM], name.as_bytes()])
+}
+
+/// The program's records whose names begin with `prefix`.
+#[must_use]
+pub fn programs(prefix: &str) -> KeyRange {
+    KeyRange::of_prefix(program(prefix))
 }
 
 /// The partition's state record.

@@ -43,6 +43,7 @@ struct Effects {
     table: TableChange,
     mark: Option<MarkId>,
     generation: Option<Generation>,
+    durability: Durability,
 }
 
 impl Partition {
@@ -58,6 +59,29 @@ impl Partition {
         command: &PartitionCommand,
         command_bytes: &[u8],
         batch: Batch,
+    ) -> Result<Applied, ApplyError> {
+        self.apply_as(command, command_bytes, batch, Durability::Buffered)
+    }
+
+    /// As [`Self::apply`], on disk when it returns: for a caller that keeps no log.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]; nothing was applied.
+    pub fn apply_durably(
+        &self,
+        command: &PartitionCommand,
+        command_bytes: &[u8],
+        batch: Batch,
+    ) -> Result<Applied, ApplyError> {
+        self.apply_as(command, command_bytes, batch, Durability::Sync)
+    }
+
+    fn apply_as(
+        &self,
+        command: &PartitionCommand,
+        command_bytes: &[u8],
+        batch: Batch,
+        durability: Durability,
     ) -> Result<Applied, ApplyError> {
         let mut applier = self.applier.lock();
         let (state, adopted) = {
@@ -75,7 +99,7 @@ impl Partition {
             PartitionCommand::Create { .. } => {
                 return Err(ApplyError::CreatedTwice { partition: self.id });
             }
-            PartitionCommand::Drop => return self.apply_drop(step),
+            PartitionCommand::Drop => return self.apply_drop(step, durability),
             PartitionCommand::Write(write) => (outcomes, table) = apply_write(&mut step, write, &applier)?,
             PartitionCommand::Adopt { deltas } => apply_adopt(&mut step, deltas)?,
             PartitionCommand::Mark { mark: id } => mark = Some(*id),
@@ -87,7 +111,7 @@ impl Partition {
             step.batch.put(Family::Metadata, key, generation.encode());
         }
         let applied = Applied { sequence, outcomes };
-        let effects = Effects { applied, table, mark, generation };
+        let effects = Effects { applied, table, mark, generation, durability };
         self.publish(step, &mut applier, effects)
     }
 
@@ -98,14 +122,14 @@ impl Partition {
         applier: &mut Applier,
         effects: Effects,
     ) -> Result<Applied, ApplyError> {
-        let Effects { applied, table, mark, generation } = effects;
+        let Effects { applied, table, mark, generation, durability } = effects;
         step.state.dropped_client = applier.requests.dropped_after(&table);
         step.batch.put(Family::Metadata, keys::state(self.id), keys::encode(&step.state));
         let mut published = self.published.write();
         if let Some(mark) = mark {
             applier.note_mark(&mut step, mark, self.index.sealed());
         }
-        self.storage.write(std::mem::take(&mut step.batch), Durability::Buffered)?;
+        self.storage.write(std::mem::take(&mut step.batch), durability)?;
         applier.requests.commit(table);
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
@@ -145,10 +169,23 @@ impl Partition {
         }
     }
 
-    fn apply_drop(&self, mut step: Step<'_>) -> Result<Applied, ApplyError> {
+    /// Drops the partition without a log, and writes `batch` with it.
+    ///
+    /// # Errors
+    /// When storage fails.
+    pub(crate) fn drop_durably(&self, mut batch: Batch) -> Result<(), StorageError> {
+        let _applier = self.applier.lock();
+        let mut published = self.published.write();
+        Self::drop_state(self.id, &mut batch);
+        self.storage.write(batch, Durability::Sync)?;
+        published.dropped = true;
+        Ok(())
+    }
+
+    fn apply_drop(&self, mut step: Step<'_>, durability: Durability) -> Result<Applied, ApplyError> {
         Self::drop_state(self.id, &mut step.batch);
         let mut published = self.published.write();
-        self.storage.write(std::mem::take(&mut step.batch), Durability::Buffered)?;
+        self.storage.write(std::mem::take(&mut step.batch), durability)?;
         published.dropped = true;
         Ok(Applied { sequence: step.sequence(), outcomes: Vec::new() })
     }

@@ -28,6 +28,14 @@ pub struct RecallQuery<'a> {
     pub exclude: Option<&'a MemoryId>,
 }
 
+impl<'a> RecallQuery<'a> {
+    /// The nearest memories, with the default effort.
+    #[must_use]
+    pub fn new(vector: &'a [f32], limit: usize) -> Self {
+        Self { vector, limit, effort: 0, filter: None, exclude: None }
+    }
+}
+
 /// A memory and its distance; smaller is nearer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecallHit {
