@@ -180,7 +180,7 @@ impl Partition {
 }
 
 impl LocalChange {
-    fn delta(&self, dot: OverlayDot) -> OverlayDelta {
+    pub(super) fn delta(&self, dot: OverlayDot) -> OverlayDelta {
         let Self { request, retried, stamp, from, to, relation, change } = self.clone();
         OverlayDelta { dot, request, retried, stamp, from, to, relation, change }
     }

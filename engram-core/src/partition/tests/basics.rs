@@ -118,7 +118,9 @@ fn edges_show_when_both_ends_are_there() {
 #[test]
 fn a_removal_spares_what_its_issuer_had_not_seen() {
     let mut driven = Driven::new();
-    ["a", "b"].map(|name| driven.op(Op::Remember(remember(name, None))));
+    for name in ["a", "b"] {
+        driven.op(Op::Remember(remember(name, None)));
+    }
     driven.op(associate("a", "b", 0.25));
     let seen = driven.partition.context();
     driven.op(associate("a", "b", 1.0));
