@@ -1,0 +1,6 @@
+//! Real partitions through their public interface: replicas that must be equal, layouts that must
+//! give one answer.
+
+mod common;
+mod replicas;
+mod spread_layouts;
