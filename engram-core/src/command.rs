@@ -15,7 +15,10 @@ use crate::types::{
 #[derive(Clone, Debug, PartialEq)]
 pub enum PartitionCommand {
     /// The first command of every partition.
-    Create { config: SpaceConfig, slots: SlotRange },
+    Create {
+        config: SpaceConfig,
+        slots: SlotRange,
+    },
     /// A client's request, or the part of it that falls to this partition.
     Write(Write),
     /// Overlay deltas that the primary brings into the log.
@@ -42,7 +45,11 @@ pub struct Write {
 impl Write {
     #[must_use]
     pub fn request_id(&self, index: u32) -> RequestId {
-        RequestId { client: self.client, counter: self.counter, index }
+        RequestId {
+            client: self.client,
+            counter: self.counter,
+            index,
+        }
     }
 }
 
@@ -148,8 +155,13 @@ pub struct Applied {
 /// What one operation did.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum OpOutcome {
-    Remembered { version: Sequence, created: bool },
-    Forgotten { existed: bool },
+    Remembered {
+        version: Sequence,
+        created: bool,
+    },
+    Forgotten {
+        existed: bool,
+    },
     /// `Associate` and `Dissociate`.
     EdgeChanged,
     Rejected(Rejection),
@@ -162,7 +174,9 @@ pub enum Rejection {
     #[error("expected {expected}, but the memory {found}")]
     VersionMismatch { expected: String, found: String },
     /// The request id is below what this partition still remembers: the outcome is unknown.
-    #[error("the request id is older than the partition remembers; whether it was applied is unknown")]
+    #[error(
+        "the request id is older than the partition remembers; whether it was applied is unknown"
+    )]
     RequestTooOld,
     #[error("the memory's hash slot does not belong to this partition")]
     NotInPartition,

@@ -4,7 +4,11 @@
 //! the bytes of log entries. What must hold: decoding never loses a part that it does not know
 //! (an unknown command is an error, not an empty one), and encode then decode is the identity.
 
-#![allow(clippy::large_enum_variant, clippy::doc_markdown, unused_qualifications)]
+#![allow(
+    clippy::large_enum_variant,
+    clippy::doc_markdown,
+    unused_qualifications
+)]
 
 /// The public API.
 pub mod v1 {

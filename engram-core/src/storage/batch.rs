@@ -5,10 +5,21 @@ use super::Family;
 /// One write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BatchOp {
-    Put { family: Family, key: Vec<u8>, value: Vec<u8> },
-    Delete { family: Family, key: Vec<u8> },
+    Put {
+        family: Family,
+        key: Vec<u8>,
+        value: Vec<u8>,
+    },
+    Delete {
+        family: Family,
+        key: Vec<u8>,
+    },
     /// Deletes `start <= key < end`.
-    DeleteRange { family: Family, start: Vec<u8>, end: Vec<u8> },
+    DeleteRange {
+        family: Family,
+        start: Vec<u8>,
+        end: Vec<u8>,
+    },
 }
 
 /// Writes in order; a later one of the same key wins.

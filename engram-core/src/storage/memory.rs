@@ -103,10 +103,18 @@ impl MemoryStorage {
         for batch in durable.unsynced.iter().take(kept) {
             state.apply(batch.clone());
         }
-        let live = State { tables: state.tables.each_ref().map(|table| Arc::new((**table).clone())) };
+        let live = State {
+            tables: state
+                .tables
+                .each_ref()
+                .map(|table| Arc::new((**table).clone())),
+        };
         Self {
             live: Arc::new(RwLock::new(live)),
-            durable: Arc::new(Mutex::new(Durable { synced: state, ..Durable::default() })),
+            durable: Arc::new(Mutex::new(Durable {
+                synced: state,
+                ..Durable::default()
+            })),
         }
     }
 
@@ -147,7 +155,9 @@ impl Storage for MemoryStorage {
         }
         if std::mem::take(&mut durable.fail_next_write) {
             durable.poisoned = true;
-            return Err(StorageError::Write { reason: "injected failure".into() });
+            return Err(StorageError::Write {
+                reason: "injected failure".into(),
+            });
         }
         self.live.write().apply(batch.clone());
         durable.unsynced.push(batch);

@@ -31,8 +31,13 @@ pub enum Family {
 }
 
 impl Family {
-    pub const ALL: [Self; 5] =
-        [Self::Log, Self::Memories, Self::Vectors, Self::Edges, Self::Metadata];
+    pub const ALL: [Self; 5] = [
+        Self::Log,
+        Self::Memories,
+        Self::Vectors,
+        Self::Edges,
+        Self::Metadata,
+    ];
 
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -61,7 +66,10 @@ pub enum StorageError {
     #[error("cannot open the store at {path}: {reason}")]
     Open { path: String, reason: String },
     #[error("reading {family}: {reason}")]
-    Read { family: &'static str, reason: String },
+    Read {
+        family: &'static str,
+        reason: String,
+    },
     #[error("writing failed, the store is now read-only: {reason}")]
     Write { reason: String },
     #[error("the store refuses writes because an earlier one failed")]

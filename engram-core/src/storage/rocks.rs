@@ -15,9 +15,7 @@ use rocksdb::{
 };
 use self_cell::self_cell;
 
-use super::{
-    Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError,
-};
+use super::{Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError};
 
 /// Sizes of one node's database. All in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +28,10 @@ pub struct RocksOptions {
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 256 << 20, write_buffer_bytes: 64 << 20 }
+        Self {
+            block_cache_bytes: 256 << 20,
+            write_buffer_bytes: 64 << 20,
+        }
     }
 }
 
@@ -58,9 +59,17 @@ impl RocksStorage {
             ColumnFamilyDescriptor::new(family.name(), family_options(family, options, &cache))
         });
         let db = DB::open_cf_descriptors(&database_options(), path, families).map_err(|error| {
-            StorageError::Open { path: path.display().to_string(), reason: error.to_string() }
+            StorageError::Open {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            }
         })?;
-        Ok(Self { shared: Arc::new(Shared { db, poisoned: AtomicBool::new(false) }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                db,
+                poisoned: AtomicBool::new(false),
+            }),
+        })
     }
 }
 
@@ -94,7 +103,10 @@ fn family_options(family: Family, sizes: RocksOptions, cache: &Cache) -> Options
 }
 
 fn read_error(family: Family) -> impl Fn(rocksdb::Error) -> StorageError {
-    move |error| StorageError::Read { family: family.name(), reason: error.to_string() }
+    move |error| StorageError::Read {
+        family: family.name(),
+        reason: error.to_string(),
+    }
 }
 
 impl Shared {
@@ -121,19 +133,27 @@ fn mode(order: Order) -> IteratorMode<'static> {
 
 impl Reader for RocksStorage {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        self.shared.db.get_cf(self.shared.family(family), key).map_err(read_error(family))
+        self.shared
+            .db
+            .get_cf(self.shared.family(family), key)
+            .map_err(read_error(family))
     }
 
     fn scan<'a>(&'a self, family: Family, start: &[u8], end: &[u8], order: Order) -> Records<'a> {
         let handle = self.shared.family(family);
-        let records = self.shared.db.iterator_cf_opt(handle, bounded(start, end), mode(order));
+        let records = self
+            .shared
+            .db
+            .iterator_cf_opt(handle, bounded(start, end), mode(order));
         Box::new(records.map(move |record| record.map_err(read_error(family))))
     }
 }
 
 impl Storage for RocksStorage {
     fn view(&self) -> Arc<dyn Reader> {
-        Arc::new(View(ViewCell::new(Arc::clone(&self.shared), |shared| shared.db.snapshot())))
+        Arc::new(View(ViewCell::new(Arc::clone(&self.shared), |shared| {
+            shared.db.snapshot()
+        })))
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), StorageError> {
@@ -158,7 +178,9 @@ impl Storage for RocksStorage {
         options.set_sync(durability == Durability::Sync);
         self.shared.db.write_opt(writes, &options).map_err(|error| {
             self.shared.poisoned.store(true, Ordering::Release);
-            StorageError::Write { reason: error.to_string() }
+            StorageError::Write {
+                reason: error.to_string(),
+            }
         })
     }
 
@@ -166,7 +188,12 @@ impl Storage for RocksStorage {
         let size = |family: &Family| {
             let handle = self.shared.family(*family);
             let property = "rocksdb.total-sst-files-size";
-            self.shared.db.property_int_value_cf(handle, property).ok().flatten().unwrap_or(0)
+            self.shared
+                .db
+                .property_int_value_cf(handle, property)
+                .ok()
+                .flatten()
+                .unwrap_or(0)
         };
         Family::ALL.iter().map(size).sum()
     }
@@ -188,7 +215,9 @@ struct View(ViewCell);
 impl Reader for View {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         self.0.with_dependent(|shared, snapshot| {
-            snapshot.get_cf(shared.family(family), key).map_err(read_error(family))
+            snapshot
+                .get_cf(shared.family(family), key)
+                .map_err(read_error(family))
         })
     }
 

@@ -52,9 +52,17 @@ fn batch_of(ops: &[BatchOp]) -> Batch {
     batch
 }
 
-fn contents(reader: &dyn Reader, start: &[u8], end: &[u8], order: Order) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn contents(
+    reader: &dyn Reader,
+    start: &[u8],
+    end: &[u8],
+    order: Order,
+) -> Vec<(Vec<u8>, Vec<u8>)> {
     let records = reader.scan(Family::Edges, start, end, order);
-    records.map(|record| record.expect("readable")).map(|(k, v)| (k.into(), v.into())).collect()
+    records
+        .map(|record| record.expect("readable"))
+        .map(|(k, v)| (k.into(), v.into()))
+        .collect()
 }
 
 fn check_against_model(storage: &dyn Storage, batches: &[Vec<BatchOp>], start: &[u8], end: &[u8]) {
@@ -62,7 +70,9 @@ fn check_against_model(storage: &dyn Storage, batches: &[Vec<BatchOp>], start: &
     let mut views = Vec::new();
     for ops in batches {
         ops.iter().for_each(|op| apply_to_model(&mut model, op));
-        storage.write(batch_of(ops), Durability::Buffered).expect("written");
+        storage
+            .write(batch_of(ops), Durability::Buffered)
+            .expect("written");
         views.push((storage.view(), model.clone()));
     }
     for (view, model) in views {
@@ -71,11 +81,20 @@ fn check_against_model(storage: &dyn Storage, batches: &[Vec<BatchOp>], start: &
             .filter(|(key, _)| key.as_slice() >= start && key.as_slice() < end)
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        assert_eq!(contents(view.as_ref(), start, end, Order::Ascending), expected);
+        assert_eq!(
+            contents(view.as_ref(), start, end, Order::Ascending),
+            expected
+        );
         expected.reverse();
-        assert_eq!(contents(view.as_ref(), start, end, Order::Descending), expected);
+        assert_eq!(
+            contents(view.as_ref(), start, end, Order::Descending),
+            expected
+        );
         for (key, value) in &model {
-            assert_eq!(view.get(Family::Edges, key).expect("readable").as_ref(), Some(value));
+            assert_eq!(
+                view.get(Family::Edges, key).expect("readable").as_ref(),
+                Some(value)
+            );
         }
     }
 }
@@ -139,7 +158,10 @@ fn a_failed_write_poisons_the_store() {
         storage.write(Batch::new(), Durability::Sync),
         Err(StorageError::Write { .. })
     ));
-    assert!(matches!(storage.write(Batch::new(), Durability::Sync), Err(StorageError::Poisoned)));
+    assert!(matches!(
+        storage.write(Batch::new(), Durability::Sync),
+        Err(StorageError::Poisoned)
+    ));
 }
 
 #[test]

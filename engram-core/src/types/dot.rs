@@ -32,7 +32,11 @@ pub struct OverlayDot {
 pub enum Dot {
     /// Given at apply; the partition is named because its edges may come to rest in another one
     /// when partitions are split.
-    Log { partition: PartitionId, sequence: Sequence, index: u32 },
+    Log {
+        partition: PartitionId,
+        sequence: Sequence,
+        index: u32,
+    },
     Overlay(OverlayDot),
 }
 
@@ -63,7 +67,10 @@ impl OverlayContext {
 
     #[must_use]
     pub fn covers_all(&self, other: &Self) -> bool {
-        other.floors.iter().all(|(actor, n)| self.floor(*actor) >= *n)
+        other
+            .floors
+            .iter()
+            .all(|(actor, n)| self.floor(*actor) >= *n)
             && other.above.iter().all(|dot| self.covers(*dot))
     }
 
@@ -89,8 +96,14 @@ impl OverlayContext {
     /// Floors by actor, then the single dots above them.
     pub fn parts(
         &self,
-    ) -> (impl Iterator<Item = (ActorId, u64)> + '_, impl Iterator<Item = OverlayDot> + '_) {
-        (self.floors.iter().map(|(actor, n)| (*actor, *n)), self.above.iter().copied())
+    ) -> (
+        impl Iterator<Item = (ActorId, u64)> + '_,
+        impl Iterator<Item = OverlayDot> + '_,
+    ) {
+        (
+            self.floors.iter().map(|(actor, n)| (*actor, *n)),
+            self.above.iter().copied(),
+        )
     }
 
     /// From its parts, in any order and with any overlap.

@@ -16,7 +16,9 @@ impl Relation {
     /// `None` when the name is empty or too long.
     #[must_use]
     pub fn new(name: &str) -> Option<Self> {
-        (1..=RELATION_BYTES_MAX).contains(&name.len()).then(|| Self(name.into()))
+        (1..=RELATION_BYTES_MAX)
+            .contains(&name.len())
+            .then(|| Self(name.into()))
     }
 
     #[must_use]

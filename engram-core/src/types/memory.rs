@@ -71,7 +71,10 @@ impl Embedding {
     ) -> Result<Self, EmbeddingError> {
         if components.len() != dimension as usize {
             let actual = components.len();
-            return Err(EmbeddingError::WrongDimension { expected: dimension, actual });
+            return Err(EmbeddingError::WrongDimension {
+                expected: dimension,
+                actual,
+            });
         }
         if let Some(position) = components.iter().position(|value| !value.is_finite()) {
             let value = components[position];
@@ -93,7 +96,12 @@ impl Embedding {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MemoryError {
     #[error("the {what} has {actual} {unit}, at most {limit} are allowed")]
-    TooLarge { what: &'static str, actual: usize, limit: usize, unit: &'static str },
+    TooLarge {
+        what: &'static str,
+        actual: usize,
+        limit: usize,
+        unit: &'static str,
+    },
     #[error("a label must not be empty")]
     EmptyLabel,
     #[error("property {key:?} is not a finite number")]
@@ -111,7 +119,12 @@ fn at_most(
     if actual <= limit {
         Ok(())
     } else {
-        Err(MemoryError::TooLarge { what, actual, limit, unit })
+        Err(MemoryError::TooLarge {
+            what,
+            actual,
+            limit,
+            unit,
+        })
     }
 }
 
@@ -132,9 +145,22 @@ pub fn check_parts(
         }
         at_most("label", "bytes", label.len(), limits::LABEL_BYTES_MAX)?;
     }
-    at_most("property list", "properties", properties.len(), limits::PROPERTIES_MAX)?;
-    let bytes = properties.iter().map(|(key, value)| key.len() + value.bytes()).sum();
-    at_most("property list", "bytes", bytes, limits::PROPERTIES_BYTES_MAX)?;
+    at_most(
+        "property list",
+        "properties",
+        properties.len(),
+        limits::PROPERTIES_MAX,
+    )?;
+    let bytes = properties
+        .iter()
+        .map(|(key, value)| key.len() + value.bytes())
+        .sum();
+    at_most(
+        "property list",
+        "bytes",
+        bytes,
+        limits::PROPERTIES_BYTES_MAX,
+    )?;
     for (key, value) in properties {
         if matches!(value, PropertyValue::Number(number) if !number.is_finite()) {
             return Err(MemoryError::PropertyNotFinite { key: key.clone() });
@@ -148,7 +174,11 @@ impl SpaceConfig {
     ///
     /// # Errors
     /// When it does not fit the space: dimension, finiteness, zero under cosine, model.
-    pub fn embedding(&self, components: Vec<f32>, model: &str) -> Result<Embedding, EmbeddingError> {
+    pub fn embedding(
+        &self,
+        components: Vec<f32>,
+        model: &str,
+    ) -> Result<Embedding, EmbeddingError> {
         if !self.embedding_model.is_empty() && !model.is_empty() && model != self.embedding_model {
             return Err(EmbeddingError::WrongModel {
                 expected: self.embedding_model.clone(),
@@ -166,7 +196,10 @@ mod tests {
     #[test]
     fn unusable_embeddings_are_refused() {
         let make = |components: Vec<f32>| Embedding::new(components, 2, Metric::Cosine);
-        assert!(matches!(make(vec![1.0]), Err(EmbeddingError::WrongDimension { actual: 1, .. })));
+        assert!(matches!(
+            make(vec![1.0]),
+            Err(EmbeddingError::WrongDimension { actual: 1, .. })
+        ));
         assert!(matches!(
             make(vec![1.0, f32::NAN]),
             Err(EmbeddingError::NotFinite { position: 1, .. })
@@ -180,6 +213,9 @@ mod tests {
         let many: BTreeSet<String> = (0..65).map(|n| n.to_string()).collect();
         assert!(check_parts("", &many, &BTreeMap::new()).is_err());
         let empty = BTreeSet::from([String::new()]);
-        assert_eq!(check_parts("", &empty, &BTreeMap::new()), Err(MemoryError::EmptyLabel));
+        assert_eq!(
+            check_parts("", &empty, &BTreeMap::new()),
+            Err(MemoryError::EmptyLabel)
+        );
     }
 }

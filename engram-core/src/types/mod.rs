@@ -17,8 +17,6 @@ pub use ids::{
     GroupId, HashSlot, MarkId, MemoryHash, MemoryId, MemoryIdError, NodeId, PartitionId, Sequence,
     SlotRange, SpaceId,
 };
-pub use memory::{
-    Embedding, EmbeddingError, Memory, MemoryError, PropertyValue, check_parts,
-};
+pub use memory::{Embedding, EmbeddingError, Memory, MemoryError, PropertyValue, check_parts};
 pub use request::{ClientId, RequestId};
 pub use space::{Decay, IndexParameters, Metric, SpaceConfig, SpaceConfigError};

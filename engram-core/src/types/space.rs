@@ -36,7 +36,10 @@ pub enum Decay {
     /// Halves every `half_life_millis`.
     Exponential { half_life_millis: u64 },
     /// (1 + age / scale)^-(exponent_thousandths / 1000), after Wixted and Ebbesen (1991).
-    PowerLaw { scale_millis: u64, exponent_thousandths: u32 },
+    PowerLaw {
+        scale_millis: u64,
+        exponent_thousandths: u32,
+    },
 }
 
 /// Configuration of a space as its partitions know it.
@@ -58,14 +61,24 @@ pub enum SpaceConfigError {
     #[error("a space name has 1 to {max} bytes of a-z, A-Z, 0-9, '_', '-', '.', '/', not starting with '.'", max = limits::SPACE_NAME_BYTES_MAX)]
     Name,
     #[error("{what} is {actual}, allowed are {min} to {max}")]
-    OutOfRange { what: &'static str, actual: u64, min: u64, max: u64 },
+    OutOfRange {
+        what: &'static str,
+        actual: u64,
+        min: u64,
+        max: u64,
+    },
 }
 
 impl IndexParameters {
     /// The newest algorithm, M 16, ef_construction 200.
     #[must_use]
     pub fn new(level_seed: u64) -> Self {
-        Self { algorithm: 1, m: 16, ef_construction: 200, level_seed }
+        Self {
+            algorithm: 1,
+            m: 16,
+            ef_construction: 200,
+            level_seed,
+        }
     }
 }
 
@@ -74,7 +87,12 @@ fn in_range(what: &'static str, actual: u32, min: u32, max: u32) -> Result<(), S
         return Ok(());
     }
     let [actual, min, max] = [actual, min, max].map(u64::from);
-    Err(SpaceConfigError::OutOfRange { what, actual, min, max })
+    Err(SpaceConfigError::OutOfRange {
+        what,
+        actual,
+        min,
+        max,
+    })
 }
 
 impl SpaceConfig {
@@ -86,7 +104,12 @@ impl SpaceConfig {
         if !name_fits || self.name.starts_with('.') || !self.name.bytes().all(name_byte) {
             return Err(SpaceConfigError::Name);
         }
-        in_range("dimension", self.dimension, limits::DIMENSION_MIN, limits::DIMENSION_MAX)?;
+        in_range(
+            "dimension",
+            self.dimension,
+            limits::DIMENSION_MIN,
+            limits::DIMENSION_MAX,
+        )?;
         in_range("m", self.index.m, 4, 64)?;
         in_range("ef_construction", self.index.ef_construction, 8, 2_000)?;
         in_range("index algorithm", self.index.algorithm, 1, 1)

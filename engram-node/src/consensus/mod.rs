@@ -34,7 +34,10 @@ pub struct Leadership {
 pub enum ProposeError {
     /// Not applied: ask the hinted node.
     #[error("node is not the leader of group {group}")]
-    NotLeader { group: GroupId, hint: Option<NodeId> },
+    NotLeader {
+        group: GroupId,
+        hint: Option<NodeId>,
+    },
     /// Not applied: this node has no replica of the group.
     #[error("no replica of group {group} here")]
     NoReplica { group: GroupId },
@@ -53,7 +56,10 @@ pub enum ProposeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BarrierError {
     #[error("node is not the leader of group {group}")]
-    NotLeader { group: GroupId, hint: Option<NodeId> },
+    NotLeader {
+        group: GroupId,
+        hint: Option<NodeId>,
+    },
     #[error("no replica of group {group} here")]
     NoReplica { group: GroupId },
     #[error("no majority of group {group} answered in {waited:?}")]

@@ -6,9 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use engram_core::types::{
-    GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId,
-};
+use engram_core::types::{GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId};
 use serde::{Deserialize, Serialize};
 
 /// Random and durable: a node of another cluster is refused.
@@ -88,7 +86,10 @@ impl SpaceRecord {
     /// When the partitions do not cover all slots, which [`ClusterMap`] rules out.
     #[must_use]
     pub fn partition_of(&self, slot: HashSlot) -> PartitionRecord {
-        let owner = self.partitions.iter().find(|partition| partition.slots.contains(slot));
+        let owner = self
+            .partitions
+            .iter()
+            .find(|partition| partition.slots.contains(slot));
         *owner.unwrap_or_else(|| panic!("no partition of {} owns {slot:?}", self.config.name))
     }
 }

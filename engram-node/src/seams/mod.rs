@@ -126,7 +126,9 @@ impl Seams {
             // The receiver is gone only when the caller was cancelled: nobody wants the result.
             drop(done.send(work()));
         }));
-        result.await.unwrap_or_else(|_| panic!("blocking work panicked"))
+        result
+            .await
+            .unwrap_or_else(|_| panic!("blocking work panicked"))
     }
 
     /// # Errors

@@ -1,5 +1,8 @@
 //! The seams of production: tokio, the operating system's sockets and clocks, and RocksDB.
-#![allow(clippy::disallowed_methods, reason = "this is the one place behind the seams")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "this is the one place behind the seams"
+)]
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -12,15 +15,15 @@ use engram_core::storage::{RocksOptions, RocksStorage, Storage, StorageError};
 use rand::Rng as _;
 use tokio::net::{TcpListener, TcpStream, UdpSocket, lookup_host};
 
-use super::{
-    BoxFuture, Clock, Datagrams, Disk, Entropy, Listener, Net, Seams, Stream, Tasks,
-};
+use super::{BoxFuture, Clock, Datagrams, Disk, Entropy, Listener, Net, Seams, Stream, Tasks};
 
 /// The seams of a real process. Call inside a tokio runtime.
 #[must_use]
 pub fn seams(store: RocksOptions) -> Seams {
     Seams {
-        clock: Arc::new(OsClock { start: Instant::now() }),
+        clock: Arc::new(OsClock {
+            start: Instant::now(),
+        }),
         tasks: Arc::new(TokioTasks),
         entropy: Arc::new(OsEntropy),
         net: Arc::new(OsNet),
@@ -35,7 +38,9 @@ struct OsClock {
 #[async_trait]
 impl Clock for OsClock {
     fn wall_millis(&self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         since.as_millis() as u64
     }
 
@@ -88,7 +93,10 @@ impl Net for OsNet {
 
     async fn resolve(&self, address: &str) -> std::io::Result<SocketAddr> {
         lookup_host(address).await?.next().ok_or_else(|| {
-            std::io::Error::new(std::io::ErrorKind::NotFound, format!("{address} has no address"))
+            std::io::Error::new(
+                std::io::ErrorKind::NotFound,
+                format!("{address} has no address"),
+            )
         })
     }
 }

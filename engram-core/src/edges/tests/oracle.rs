@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::state::{Contribution, Removal, covers_context};
 use super::log_dot;
 use crate::command::{EdgeChange, OverlayDelta};
-use crate::types::{Dot, EdgeContext, RequestId};
+use crate::types::{Dot, EdgeContext, Hlc, RequestId};
 
 /// An entry of the partition's log, as far as one edge is concerned.
 #[derive(Clone, Debug)]
@@ -27,6 +27,7 @@ pub(super) struct Truth {
     pub(super) sum_wc: u128,
     pub(super) sum_c: u128,
     pub(super) contributions: u64,
+    pub(super) newest: Hlc,
 }
 
 impl Truth {
@@ -34,6 +35,7 @@ impl Truth {
         self.sum_wc += u128::from(contribution.wc.bits());
         self.sum_c += u128::from(contribution.c.bits());
         self.contributions += 1;
+        self.newest = self.newest.max(contribution.stamp);
     }
 }
 

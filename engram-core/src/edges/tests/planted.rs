@@ -10,7 +10,7 @@ use super::log_dot;
 use super::oracle::{Entry, Truth, as_contribution};
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::edges::Contribution;
-use crate::types::{ActorId, Dot, EdgeContext, RequestId, Unit};
+use crate::types::{ActorId, Dot, EdgeContext, Hlc, RequestId, Unit};
 
 /// Averages two weights by their confidences at every meeting: not idempotent.
 #[derive(Clone, Default)]
@@ -23,6 +23,7 @@ struct Mean {
     wc: u128,
     c: u128,
     count: u64,
+    newest: Hlc,
 }
 
 impl Mean {
@@ -30,6 +31,7 @@ impl Mean {
         self.wc += u128::from(held.wc.bits());
         self.c += u128::from(held.c.bits());
         self.count += 1;
+        self.newest = self.newest.max(held.stamp);
     }
 
     fn meet_delta(&mut self, delta: &OverlayDelta) {
@@ -59,6 +61,7 @@ impl Subject for Average {
             sum_wc: mean.wc,
             sum_c: mean.c,
             contributions: mean.count,
+            newest: mean.newest,
         }
     }
 }
@@ -75,7 +78,7 @@ struct Cells {
 #[derive(Clone, Default)]
 struct Cell {
     newest: Option<Dot>,
-    held: BTreeMap<Dot, (RequestId, Unit, Unit)>,
+    held: BTreeMap<Dot, (RequestId, Unit, Unit, Hlc)>,
 }
 
 impl Cells {
@@ -85,7 +88,8 @@ impl Cells {
         }
         let cell = self.cells.entry(writer).or_default();
         cell.newest = cell.newest.max(Some(dot));
-        cell.held.insert(dot, (held.request, held.wc, held.c));
+        cell.held
+            .insert(dot, (held.request, held.wc, held.c, held.stamp));
     }
 
     fn remove(&mut self, context: &EdgeContext) {
@@ -118,17 +122,18 @@ impl Subject for Cells {
     fn read(&self, deliveries: &[OverlayDelta]) -> Truth {
         let mut all = self.clone();
         deliveries.iter().for_each(|delta| all.delta(delta));
-        let mut dots: BTreeMap<Dot, (RequestId, Unit, Unit)> = BTreeMap::new();
+        let mut dots: BTreeMap<Dot, (RequestId, Unit, Unit, Hlc)> = BTreeMap::new();
         all.cells
             .into_values()
             .for_each(|cell| dots.extend(cell.held));
         let mut truth = Truth::default();
         let mut requests = std::collections::BTreeSet::new();
-        for (id, wc, c) in dots.into_values() {
+        for (id, wc, c, stamp) in dots.into_values() {
             if requests.insert(id) {
                 truth.sum_wc += u128::from(wc.bits());
                 truth.sum_c += u128::from(c.bits());
                 truth.contributions += 1;
+                truth.newest = truth.newest.max(stamp);
             }
         }
         truth
