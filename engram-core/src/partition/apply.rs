@@ -84,14 +84,14 @@ impl Partition {
         durability: Durability,
     ) -> Result<Applied, ApplyError> {
         let mut applier = self.applier.lock();
-        let (state, adopted) = {
+        let (state, covered) = {
             let published = self.published.read();
             if published.dropped {
                 return Err(ApplyError::Dropped { partition: self.id });
             }
-            (Arc::clone(&published.state), Arc::clone(&published.adopted))
+            (Arc::clone(&published.state), Arc::clone(&published.log))
         };
-        let mut step = Step::new(self.id, &*self.storage, &state, &adopted, batch);
+        let mut step = Step::new(self.id, &*self.storage, &state, &covered, batch);
         let sequence = step.sequence();
         step.state.log_hash = digest::log_link(&state.log_hash, sequence.0, command_bytes);
         let (mut outcomes, mut table, mut mark) = (Vec::new(), TableChange::default(), None);
@@ -137,8 +137,8 @@ impl Partition {
         }
         if !step.adopting.is_empty() {
             published.overlay.adopt(&step.adopting);
-            published.adopted = Arc::new(step.adopted);
         }
+        published.log = Arc::new(step.log);
         published.state = Arc::new(step.state);
         Ok(applied)
     }
@@ -175,6 +175,7 @@ impl Partition {
     /// When storage fails.
     pub(crate) fn drop_durably(&self, mut batch: Batch) -> Result<(), StorageError> {
         let _applier = self.applier.lock();
+        let _overlay_writer = self.overlay_writer.lock();
         let mut published = self.published.write();
         Self::drop_state(self.id, &mut batch);
         self.storage.write(batch, Durability::Sync)?;
@@ -184,6 +185,8 @@ impl Partition {
 
     fn apply_drop(&self, mut step: Step<'_>, durability: Durability) -> Result<Applied, ApplyError> {
         Self::drop_state(self.id, &mut step.batch);
+        // Nothing may be written behind the deletion.
+        let _overlay_writer = self.overlay_writer.lock();
         let mut published = self.published.write();
         self.storage.write(std::mem::take(&mut step.batch), durability)?;
         published.dropped = true;

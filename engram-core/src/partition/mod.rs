@@ -62,7 +62,7 @@ use crate::index::{Generation, IndexStatus, Job, LinkedWindow, PartitionIndex, V
 use crate::keys;
 use crate::storage::{Batch, Durability, Family, Storage, StorageError};
 use crate::types::{
-    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
+    EdgeContext, MarkId, PartitionId, Sequence, SlotRange, SpaceConfig,
 };
 
 /// One replica's copy of one partition.
@@ -86,7 +86,8 @@ pub struct Partition {
 /// What readers pair with a view of the storage.
 struct Published {
     state: Arc<StateRecord>,
-    adopted: Arc<OverlayContext>,
+    /// What the log covers: its sequence and the overlay dots that it has adopted.
+    log: Arc<EdgeContext>,
     overlay: Overlay,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
@@ -193,7 +194,7 @@ impl Partition {
             partition: self.id,
             reader: self.storage.view(),
             state: Arc::clone(&published.state),
-            adopted: Arc::clone(&published.adopted),
+            log: Arc::clone(&published.log),
             overlay: published.overlay.view(),
         }
     }

@@ -19,7 +19,7 @@ use crate::index::{
 use crate::kernel::Kernel;
 use crate::keys;
 use crate::storage::{Batch, Family, Reader, Storage, StorageError};
-use crate::types::{MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig};
+use crate::types::{EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig};
 
 /// What is chosen where the partition runs.
 #[derive(Clone, Copy, Debug)]
@@ -184,8 +184,8 @@ impl Parts {
         let published = Published {
             // Nobody has searched yet, so no kill can have been missed.
             last_kill: Sequence(0),
+            log: Arc::new(EdgeContext { sequence: self.state.sequence, overlay: self.adopted }),
             state: Arc::new(self.state),
-            adopted: Arc::new(self.adopted),
             overlay: self.overlay,
             dropped: false,
         };

@@ -58,6 +58,9 @@ impl Partition {
     pub fn recall(&self, query: &RecallQuery<'_>) -> Result<Recalled, ReadError> {
         let view = self.view();
         query.check(view.state.config.dimension)?;
+        if query.limit == 0 {
+            return Ok(Recalled { sequence: view.sequence(), hits: Vec::new() });
+        }
         let recalled = self.recall_in(&view, query)?;
         if self.published.read().last_kill <= view.sequence() {
             return Ok(recalled);

@@ -134,7 +134,7 @@ impl Partition {
         for entry in read::range(&*view.reader, Family::Edges, &keys::overlays(self.id)) {
             let (key, _) = entry?;
             let dot = keys::parse_overlay(&key).ok_or_else(|| read::bad_key("an overlay delta"))?;
-            if view.adopted.covers(dot) {
+            if view.log.overlay.covers(dot) {
                 batch.delete(Family::Edges, key);
             }
         }

@@ -12,7 +12,7 @@ use crate::index::VectorId;
 use crate::keys;
 use crate::storage::{Batch, Family, Reader, StorageError};
 use crate::types::{
-    Dot, EdgeContext, EdgeKey, MemoryHash, OverlayContext, OverlayDot, PartitionId, Sequence,
+    Dot, EdgeContext, EdgeKey, MemoryHash, OverlayDot, PartitionId, Sequence,
 };
 
 pub struct Step<'a> {
@@ -20,8 +20,8 @@ pub struct Step<'a> {
     pub reader: &'a dyn Reader,
     /// As it will be after the command; the sequence is the command's already.
     pub state: StateRecord,
-    /// Overlay dots in the log, those of this command included.
-    pub adopted: OverlayContext,
+    /// What the log covers, this command included.
+    pub log: EdgeContext,
     pub batch: Batch,
     pub memories: BTreeMap<MemoryHash, Touched<MemoryRecord>>,
     pub edges: BTreeMap<EdgeKey, Touched<EdgeRecord>>,
@@ -39,15 +39,16 @@ impl<'a> Step<'a> {
         partition: PartitionId,
         reader: &'a dyn Reader,
         state: &StateRecord,
-        adopted: &OverlayContext,
+        covered: &EdgeContext,
         batch: Batch,
     ) -> Self {
         let state = StateRecord { sequence: state.sequence.next(), ..state.clone() };
+        let log = EdgeContext { sequence: state.sequence, overlay: covered.overlay.clone() };
         Self {
             partition,
             reader,
             state,
-            adopted: adopted.clone(),
+            log,
             batch,
             memories: BTreeMap::new(),
             edges: BTreeMap::new(),
@@ -61,11 +62,6 @@ impl<'a> Step<'a> {
 
     pub fn sequence(&self) -> Sequence {
         self.state.sequence
-    }
-
-    /// What the log covers after this command.
-    pub fn log_context(&self) -> EdgeContext {
-        EdgeContext { sequence: self.sequence(), overlay: self.adopted.clone() }
     }
 
     /// The mark of the command's next change to edges.
@@ -149,7 +145,7 @@ impl<'a> Step<'a> {
             self.batch.put(Family::Metadata, key, keys::encode(&self.state.sequence));
         }
         if !self.adopting.is_empty() {
-            let value = keys::encode(&self.adopted);
+            let value = keys::encode(&self.log.overlay);
             self.batch.put(Family::Metadata, keys::adopted(self.partition), value);
         }
         Ok(())

@@ -65,7 +65,7 @@ impl Step<'_> {
         let key = EdgeKey { from: from.hash(), to: to.hash(), relation: relation.clone() };
         let dot = self.next_dot();
         let removal = evidence.removal(self.possible(context));
-        let log = self.log_context();
+        let log = self.log.clone();
         self.change_edge(&key, to, |state| state.apply_removal(dot, removal, &log).changed)
     }
 
@@ -78,7 +78,7 @@ impl Step<'_> {
     ) -> Result<(), StorageError> {
         let from = forget.id.hash();
         let context = self.possible(&forget.context);
-        let mut everything = self.log_context();
+        let mut everything = self.log.clone();
         everything.join(&context);
         for key in self.out_edges(from)? {
             let dot = self.next_dot();
@@ -92,7 +92,7 @@ impl Step<'_> {
                 touched.set(Some(record));
             }
         }
-        if covers_context(&self.log_context(), &context) {
+        if covers_context(&self.log, &context) {
             return Ok(());
         }
         let mut waiting = self.source_removals(from)?.cloned().unwrap_or_default();
@@ -106,13 +106,13 @@ impl Step<'_> {
     /// Brings an overlay delta into the log under its own dot. One that the log has already, or
     /// that belongs elsewhere, changes no edge; its dot is covered in any case.
     pub fn adopt(&mut self, delta: &OverlayDelta) -> Result<(), StorageError> {
-        let (dot, log) = (Dot::Overlay(delta.dot), self.log_context());
+        let (dot, log) = (Dot::Overlay(delta.dot), self.log.clone());
         self.batch.delete(Family::Edges, keys::overlay(self.partition, delta.dot));
         self.adopting.push(delta.dot);
         if log.covers(&dot) {
             return Ok(());
         }
-        self.adopted.insert(delta.dot);
+        self.log.overlay.insert(delta.dot);
         let key = edge_of(delta);
         let forgotten = matches!(delta.change, EdgeChange::Contribute { .. })
             && self.source_removals(key.from)?.is_some_and(|waiting| waiting.covers(&dot));
@@ -128,7 +128,7 @@ impl Step<'_> {
 
     /// Lets go of waiting removals that have met all they name.
     pub fn settle_source_removals(&mut self) -> Result<(), StorageError> {
-        let log = self.log_context();
+        let log = self.log.clone();
         let range = keys::all_source_removals(self.partition);
         let mut sources = Vec::new();
         for entry in read::range(self.reader, Family::Edges, &range) {

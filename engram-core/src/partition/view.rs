@@ -13,8 +13,8 @@ use crate::edges::{EdgeRecord, EdgeValue, visible};
 use crate::keys::{self, KeyRange};
 use crate::storage::{Family, Reader, StorageError};
 use crate::types::{
-    Dot, EdgeContext, EdgeKey, Hlc, Memory, MemoryHash, MemoryId, OverlayContext, PartitionId,
-    Relation, Sequence, Unit,
+    Dot, EdgeContext, EdgeKey, Hlc, Memory, MemoryHash, MemoryId, PartitionId, Relation,
+    Sequence, Unit,
 };
 
 /// Why a read failed.
@@ -36,7 +36,8 @@ pub struct PartitionView {
     pub(super) partition: PartitionId,
     pub(super) reader: Arc<dyn Reader>,
     pub(super) state: Arc<StateRecord>,
-    pub(super) adopted: Arc<OverlayContext>,
+    /// What the log covers: its sequence and the overlay dots that it has adopted.
+    pub(super) log: Arc<EdgeContext>,
     pub(super) overlay: OverlayView,
 }
 
@@ -257,18 +258,17 @@ impl PartitionView {
         record: Option<&EdgeRecord>,
         removals: Option<&SourceRemovals>,
     ) -> EdgeValue {
-        let log = EdgeContext { sequence: self.sequence(), overlay: (*self.adopted).clone() };
         let state = record.map(|record| &record.state);
         let overlay = self.overlay.of_edge(key);
         let Some(removals) = removals.filter(|_| !overlay.is_empty()) else {
-            return visible(state, overlay, &log);
+            return visible(state, overlay, &self.log);
         };
         let removed = |delta: &OverlayDelta| {
             matches!(delta.change, EdgeChange::Contribute { .. })
                 && removals.covers(&Dot::Overlay(delta.dot))
         };
         let left: Vec<_> = overlay.iter().filter(|delta| !removed(delta)).cloned().collect();
-        visible(state, &left, &log)
+        visible(state, &left, &self.log)
     }
 
     /// Memories in the order of their keys, behind `after`: at most `limit`, and not many more

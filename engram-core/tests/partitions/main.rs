@@ -3,4 +3,6 @@
 
 mod common;
 mod replicas;
+#[cfg(feature = "rocksdb")]
+mod rocks;
 mod spread_layouts;
