@@ -111,7 +111,12 @@ impl NewMemory {
     ) -> Result<Self, NewMemoryError> {
         let (to, relation) = (MemoryId::new(to)?, relation(name)?);
         let (weight, confidence) = (Unit::from_f64(weight)?, Unit::from_f64(confidence)?);
-        self.edges.push(OutEdge { to, relation, weight, confidence });
+        self.edges.push(OutEdge {
+            to,
+            relation,
+            weight,
+            confidence,
+        });
         Ok(self)
     }
 

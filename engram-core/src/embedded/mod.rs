@@ -84,7 +84,13 @@ impl NewSpace {
     #[must_use]
     pub fn new(name: impl Into<String>, dimension: u32) -> Self {
         let (metric, embedding_model) = (Metric::Cosine, String::new());
-        Self { name: name.into(), dimension, metric, embedding_model, decay: Decay::None }
+        Self {
+            name: name.into(),
+            dimension,
+            metric,
+            embedding_model,
+            decay: Decay::None,
+        }
     }
 
     fn fits(&self, config: &SpaceConfig) -> bool {
@@ -118,7 +124,9 @@ pub struct Engram {
 
 impl fmt::Debug for Engram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engram").field("spaces", &self.spaces()).finish()
+        f.debug_struct("Engram")
+            .field("spaces", &self.spaces())
+            .finish()
     }
 }
 
@@ -153,7 +161,11 @@ impl Requests {
         let mut client = [0; 16];
         client[..8].copy_from_slice(&opening.to_be_bytes());
         client[8..].copy_from_slice(&blake3::hash(&seed).as_bytes()[..8]);
-        Self { client: ClientId(client), counter: 0, clock: Hlc::default() }
+        Self {
+            client: ClientId(client),
+            counter: 0,
+            clock: Hlc::default(),
+        }
     }
 }
 
@@ -199,7 +211,15 @@ impl Engram {
         }
         let requests = Mutex::new(Requests::new(state.openings, options.seed));
         let (spaces, state) = (Mutex::new(spaces), Mutex::new(state));
-        Ok(Self { shared: Arc::new(Shared { storage, options, spaces, state, requests }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                storage,
+                options,
+                spaces,
+                state,
+                requests,
+            }),
+        })
     }
 
     /// Creates a space, or finds it if it is there with the same configuration.
@@ -218,7 +238,10 @@ impl Engram {
         let number = state.spaces + 1;
         let config = self.config(new, number);
         config.check()?;
-        let next = StateRecord { spaces: number, ..*state };
+        let next = StateRecord {
+            spaces: number,
+            ..*state
+        };
         let (name, storage) = (config.name.clone(), Arc::clone(&self.shared.storage));
         let mut batch = Batch::new();
         batch.put(Family::Metadata, keys::program(STATE), keys::encode(&next));
@@ -232,21 +255,39 @@ impl Engram {
     }
 
     fn config(&self, new: NewSpace, number: u64) -> SpaceConfig {
-        let NewSpace { name, dimension, metric, embedding_model, decay } = new;
+        let NewSpace {
+            name,
+            dimension,
+            metric,
+            embedding_model,
+            decay,
+        } = new;
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.shared.options.seed).update(&number.to_be_bytes());
+        hasher
+            .update(&self.shared.options.seed)
+            .update(&number.to_be_bytes());
         let mut seed = [0; 8];
         seed.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
         let index = IndexParameters::new(u64::from_le_bytes(seed));
         let space = SpaceId(number);
-        SpaceConfig { space, name, dimension, metric, index, embedding_model, decay }
+        SpaceConfig {
+            space,
+            name,
+            dimension,
+            metric,
+            index,
+            embedding_model,
+            decay,
+        }
     }
 
     /// # Errors
     /// When there is no space of this name.
     pub fn space(&self, name: &str) -> Result<Space, EngramError> {
         let found = self.shared.spaces.lock().get(name).cloned();
-        let partition = found.ok_or_else(|| EngramError::NoSuchSpace { name: name.to_owned() })?;
+        let partition = found.ok_or_else(|| EngramError::NoSuchSpace {
+            name: name.to_owned(),
+        })?;
         Ok(Space::new(Arc::clone(&self.shared), partition))
     }
 
@@ -262,7 +303,9 @@ impl Engram {
     /// When there is no such space or storage fails.
     pub fn drop_space(&self, name: &str) -> Result<(), EngramError> {
         let mut spaces = self.shared.spaces.lock();
-        let no_such = || EngramError::NoSuchSpace { name: name.to_owned() };
+        let no_such = || EngramError::NoSuchSpace {
+            name: name.to_owned(),
+        };
         let partition = spaces.get(name).cloned().ok_or_else(no_such)?;
         let mut batch = Batch::new();
         clear_index(partition.id(), &mut batch);
@@ -298,11 +341,17 @@ fn save_index(storage: &dyn Storage, partition: &Partition) -> Result<(), Storag
     let mut bytes = Vec::new();
     partition
         .save_index(&mut bytes)
-        .map_err(|error| StorageError::Write { reason: error.to_string() })?;
+        .map_err(|error| StorageError::Write {
+            reason: error.to_string(),
+        })?;
     let mut batch = Batch::new();
     clear_index(partition.id(), &mut batch);
     for (part, bytes) in bytes.chunks(INDEX_PART_BYTES).enumerate() {
-        batch.put(Family::Metadata, keys::program(&part_name(partition.id(), part)), bytes);
+        batch.put(
+            Family::Metadata,
+            keys::program(&part_name(partition.id(), part)),
+            bytes,
+        );
     }
     storage.write(batch, Durability::Buffered)
 }

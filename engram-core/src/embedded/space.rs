@@ -82,8 +82,15 @@ impl SpreadQuery {
             Ok((MemoryId::new(id)?, Unit::from_f64(amount)?.bits()))
         };
         let seeds = seeds.into_iter().map(seed).collect::<Result<_, _>>()?;
-        let parameters = SpreadParameters { explain: true, ..SpreadParameters::default() };
-        Ok(Self { seeds, parameters, filter: None })
+        let parameters = SpreadParameters {
+            explain: true,
+            ..SpreadParameters::default()
+        };
+        Ok(Self {
+            seeds,
+            parameters,
+            filter: None,
+        })
     }
 }
 
@@ -96,7 +103,9 @@ pub struct Space {
 
 impl fmt::Debug for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Space").field("config", &self.config()).finish_non_exhaustive()
+        f.debug_struct("Space")
+            .field("config", &self.config())
+            .finish_non_exhaustive()
     }
 }
 
@@ -126,7 +135,10 @@ impl Space {
             return Err(NewMemoryError::TooManyEdges { actual }.into());
         }
         let (config, model) = (self.config(), &memory.embedding_model);
-        let embedding = memory.embedding.map(|row| config.embedding(row, model)).transpose();
+        let embedding = memory
+            .embedding
+            .map(|row| config.embedding(row, model))
+            .transpose();
         let embedding = embedding.map_err(MemoryError::from)?;
         let mut stored = None;
         let outcome = self.mutate(|request| {
@@ -148,9 +160,11 @@ impl Space {
             }))
         })?;
         match (outcome, stored) {
-            (OpOutcome::Remembered { version, created }, Some(id)) => {
-                Ok(Remembered { id, version, created })
-            }
+            (OpOutcome::Remembered { version, created }, Some(id)) => Ok(Remembered {
+                id,
+                version,
+                created,
+            }),
             (outcome, _) => unreachable!("remembering was answered with {outcome:?}"),
         }
     }
@@ -162,7 +176,11 @@ impl Space {
     pub fn forget(&self, id: &MemoryId, expected: Expected) -> Result<bool, WriteError> {
         let outcome = self.mutate(|_| {
             let context = self.partition.context();
-            Ok(Op::Forget(Forget { id: id.clone(), expected, context }))
+            Ok(Op::Forget(Forget {
+                id: id.clone(),
+                expected,
+                context,
+            }))
         })?;
         Ok(outcome == OpOutcome::Forgotten { existed: true })
     }
@@ -179,7 +197,13 @@ impl Space {
         (weight, confidence): (Unit, Unit),
     ) -> Result<(), WriteError> {
         let (from, to, relation) = (from.clone(), to.clone(), relation(name)?);
-        let associate = Associate { from, to, relation, weight, confidence };
+        let associate = Associate {
+            from,
+            to,
+            relation,
+            weight,
+            confidence,
+        };
         self.mutate(|_| Ok(Op::Associate(associate))).map(|_| ())
     }
 
@@ -201,16 +225,16 @@ impl Space {
     ///
     /// # Errors
     /// See [`WriteError`].
-    pub fn dissociate(
-        &self,
-        from: &MemoryId,
-        to: &MemoryId,
-        name: &str,
-    ) -> Result<(), WriteError> {
+    pub fn dissociate(&self, from: &MemoryId, to: &MemoryId, name: &str) -> Result<(), WriteError> {
         let (from, to, relation) = (from.clone(), to.clone(), relation(name)?);
         self.mutate(|_| {
             let context = self.partition.context();
-            Ok(Op::Dissociate(Dissociate { from, to, relation, context }))
+            Ok(Op::Dissociate(Dissociate {
+                from,
+                to,
+                relation,
+                context,
+            }))
         })
         .map(|_| ())
     }
@@ -224,13 +248,25 @@ impl Space {
         requests.counter += 1;
         requests.clock = requests.clock.tick((self.shared.options.now_millis)());
         let (client, counter, stamp) = (requests.client, requests.counter, requests.clock);
-        let op = op(RequestId { client, counter, index: 0 })?;
-        let write = Write { client, counter, retried: false, stamp, ops: vec![(0, op)] };
+        let op = op(RequestId {
+            client,
+            counter,
+            index: 0,
+        })?;
+        let write = Write {
+            client,
+            counter,
+            retried: false,
+            stamp,
+            ops: vec![(0, op)],
+        };
         // The id stands for the command's bytes: it is unique in the life of the store.
         let mut bytes = client.0.to_vec();
         bytes.extend(counter.to_be_bytes());
         let command = PartitionCommand::Write(write);
-        let applied = self.partition.apply_durably(&command, &bytes, Batch::new())?;
+        let applied = self
+            .partition
+            .apply_durably(&command, &bytes, Batch::new())?;
         self.run_jobs(JOBS_PER_MUTATION)?;
         drop(requests);
         match applied.outcomes.into_iter().next() {
@@ -242,7 +278,9 @@ impl Space {
 
     fn run_jobs(&self, limit: usize) -> Result<(), StorageError> {
         for _ in 0..limit {
-            let Some(job) = self.partition.next_job() else { break };
+            let Some(job) = self.partition.next_job() else {
+                break;
+            };
             self.partition.commit(self.partition.run(&job))?;
         }
         Ok(())
@@ -276,7 +314,13 @@ impl Space {
         limit: usize,
     ) -> Result<Neighbors, ReadError> {
         let now_millis = (self.shared.options.now_millis)();
-        self.partition.neighbors(&NeighborsQuery { id, direction, relations, now_millis, limit })
+        self.partition.neighbors(&NeighborsQuery {
+            id,
+            direction,
+            relations,
+            now_millis,
+            limit,
+        })
     }
 
     /// The memories nearest to a vector, nearest first.
@@ -293,9 +337,14 @@ impl Space {
     /// When the rules are out of range, too much is activated, or storage cannot be read.
     pub fn spread(&self, query: &SpreadQuery) -> Result<SpreadOutcome, SpreadError<ReadError>> {
         let now_millis = (self.shared.options.now_millis)();
-        let adjacency = self.partition.adjacency(query.filter.clone(), None, now_millis);
-        let seeds: Vec<(MemoryHash, u64)> =
-            query.seeds.iter().map(|(id, amount)| (id.hash(), *amount)).collect();
+        let adjacency = self
+            .partition
+            .adjacency(query.filter.clone(), None, now_millis);
+        let seeds: Vec<(MemoryHash, u64)> = query
+            .seeds
+            .iter()
+            .map(|(id, amount)| (id.hash(), *amount))
+            .collect();
         spread::spread(&adjacency, &query.parameters, &seeds)
     }
 

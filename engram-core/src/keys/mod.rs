@@ -61,7 +61,10 @@ pub struct KeyRange {
 impl KeyRange {
     #[must_use]
     pub fn of_prefix(prefix: Vec<u8>) -> Self {
-        Self { end: prefix_end(&prefix), start: prefix }
+        Self {
+            end: prefix_end(&prefix),
+            start: prefix,
+        }
     }
 
     /// The part of the range behind `key`.
@@ -69,7 +72,10 @@ impl KeyRange {
     pub fn after(self, key: &[u8]) -> Self {
         let mut start = key.to_vec();
         start.push(0);
-        Self { start: start.max(self.start), end: self.end }
+        Self {
+            start: start.max(self.start),
+            end: self.end,
+        }
     }
 
     #[must_use]
@@ -211,7 +217,11 @@ pub fn vector(partition: PartitionId, vector: u64) -> Vec<u8> {
 
 #[must_use]
 pub fn edge(partition: PartitionId, key: &EdgeKey) -> Vec<u8> {
-    edges(partition, EDGE, &[&key.from.0, &key.to.0, key.relation.as_str().as_bytes()])
+    edges(
+        partition,
+        EDGE,
+        &[&key.from.0, &key.to.0, key.relation.as_str().as_bytes()],
+    )
 }
 
 #[must_use]
@@ -226,7 +236,11 @@ pub fn out_edges(partition: PartitionId, from: MemoryHash) -> KeyRange {
 
 #[must_use]
 pub fn reverse_edge(partition: PartitionId, key: &EdgeKey) -> Vec<u8> {
-    edges(partition, REVERSE, &[&key.to.0, &key.from.0, key.relation.as_str().as_bytes()])
+    edges(
+        partition,
+        REVERSE,
+        &[&key.to.0, &key.from.0, key.relation.as_str().as_bytes()],
+    )
 }
 
 #[must_use]
@@ -263,7 +277,8 @@ pub fn all_source_removals(partition: PartitionId) -> KeyRange {
 /// The last eight bytes of a key as a number: a vector id, a generation, a mark, a counter.
 #[must_use]
 pub fn parse_number(key: &[u8]) -> Option<u64> {
-    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+    key.last_chunk::<8>()
+        .map(|bytes| u64::from_be_bytes(*bytes))
 }
 
 /// The memory hash that ends a memory's key, or that of waiting removals.
@@ -281,7 +296,10 @@ pub fn parse_client(key: &[u8]) -> Option<ClientId> {
 pub fn parse_overlay(key: &[u8]) -> Option<OverlayDot> {
     let (rest, n) = key.split_last_chunk::<8>()?;
     let actor = ActorId(*rest.last_chunk::<16>()?);
-    Some(OverlayDot { actor, n: u64::from_be_bytes(*n) })
+    Some(OverlayDot {
+        actor,
+        n: u64::from_be_bytes(*n),
+    })
 }
 
 fn parse_pair(key: &[u8], tag: u8) -> Option<(MemoryHash, MemoryHash, Relation)> {

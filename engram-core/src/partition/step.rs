@@ -11,9 +11,7 @@ use crate::edges::EdgeRecord;
 use crate::index::VectorId;
 use crate::keys;
 use crate::storage::{Batch, Family, Reader, StorageError};
-use crate::types::{
-    Dot, EdgeContext, EdgeKey, MemoryHash, OverlayDot, PartitionId, Sequence,
-};
+use crate::types::{Dot, EdgeContext, EdgeKey, MemoryHash, OverlayDot, PartitionId, Sequence};
 
 pub struct Step<'a> {
     pub partition: PartitionId,
@@ -42,8 +40,14 @@ impl<'a> Step<'a> {
         covered: &EdgeContext,
         batch: Batch,
     ) -> Self {
-        let state = StateRecord { sequence: state.sequence.next(), ..state.clone() };
-        let log = EdgeContext { sequence: state.sequence, overlay: covered.overlay.clone() };
+        let state = StateRecord {
+            sequence: state.sequence.next(),
+            ..state.clone()
+        };
+        let log = EdgeContext {
+            sequence: state.sequence,
+            overlay: covered.overlay.clone(),
+        };
         Self {
             partition,
             reader,
@@ -68,7 +72,11 @@ impl<'a> Step<'a> {
     pub fn next_dot(&mut self) -> Dot {
         let index = self.edge_changes;
         self.edge_changes += 1;
-        Dot::Log { partition: self.partition, sequence: self.sequence(), index }
+        Dot::Log {
+            partition: self.partition,
+            sequence: self.sequence(),
+            index,
+        }
     }
 
     pub fn memory(&mut self, hash: MemoryHash) -> Result<Option<&MemoryRecord>, StorageError> {
@@ -90,7 +98,11 @@ impl<'a> Step<'a> {
             Some(id) => self.components(id)?,
             None => Vec::new(),
         };
-        Ok(Touched::found(record, digest::of_record(&key, &bytes, &embedding), true))
+        Ok(Touched::found(
+            record,
+            digest::of_record(&key, &bytes, &embedding),
+            true,
+        ))
     }
 
     /// The embedding under an id, stored or inserted by this command.
@@ -122,7 +134,11 @@ impl<'a> Step<'a> {
     pub fn insert_vector(&mut self, owner: MemoryHash, components: Vec<f32>) -> VectorId {
         let id = VectorId(self.state.next_vector);
         self.state.next_vector += 1;
-        let record = VectorRecord { inserted: self.sequence(), owner, components };
+        let record = VectorRecord {
+            inserted: self.sequence(),
+            owner,
+            components,
+        };
         self.inserted.push((id, record));
         id
     }
@@ -142,11 +158,13 @@ impl<'a> Step<'a> {
         }
         for id in &self.killed {
             let key = keys::death(self.partition, id.0);
-            self.batch.put(Family::Metadata, key, keys::encode(&self.state.sequence));
+            self.batch
+                .put(Family::Metadata, key, keys::encode(&self.state.sequence));
         }
         if !self.adopting.is_empty() {
             let value = keys::encode(&self.log.overlay);
-            self.batch.put(Family::Metadata, keys::adopted(self.partition), value);
+            self.batch
+                .put(Family::Metadata, keys::adopted(self.partition), value);
         }
         Ok(())
     }
@@ -167,7 +185,11 @@ impl<'a> Step<'a> {
                 }
                 None => self.batch.delete(Family::Memories, key),
             }
-            count(&mut self.state.memories, touched.was_counted(), touched.now().is_some());
+            count(
+                &mut self.state.memories,
+                touched.was_counted(),
+                touched.now().is_some(),
+            );
             replace(&mut self.state.memory_digest, touched.digest(), after);
         }
         Ok(())
@@ -176,7 +198,10 @@ impl<'a> Step<'a> {
 
 /// Counts one thing more or less.
 pub fn count(counter: &mut u64, before: bool, after: bool) {
-    assert!(*counter > 0 || !before, "more was removed than was ever counted");
+    assert!(
+        *counter > 0 || !before,
+        "more was removed than was ever counted"
+    );
     *counter = *counter + u64::from(after) - u64::from(before);
 }
 

@@ -31,7 +31,9 @@ impl Numbers {
     }
 
     pub fn row(&mut self, dimension: u32) -> Vec<f32> {
-        (0..dimension).map(|_| (self.draw() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+        (0..dimension)
+            .map(|_| (self.draw() >> 40) as f32 / (1 << 23) as f32 - 1.0)
+            .collect()
     }
 }
 
@@ -41,7 +43,11 @@ pub fn config(dimension: u32, decay: Decay) -> SpaceConfig {
         name: "test".into(),
         dimension,
         metric: Metric::Cosine,
-        index: IndexParameters { m: 8, ef_construction: 40, ..IndexParameters::new(5) },
+        index: IndexParameters {
+            m: 8,
+            ef_construction: 40,
+            ..IndexParameters::new(5)
+        },
         embedding_model: String::new(),
         decay,
     }
@@ -72,12 +78,27 @@ pub fn remember(n: usize, embedding: Option<Embedding>, edges: Vec<OutEdge>) -> 
 
 pub fn forget(n: usize) -> Op {
     let context = EdgeContext::default();
-    Op::Forget(Forget { id: id(n), expected: Expected::Anything, context })
+    Op::Forget(Forget {
+        id: id(n),
+        expected: Expected::Anything,
+        context,
+    })
 }
 
 pub fn associate(from: usize, edge: OutEdge) -> Op {
-    let OutEdge { to, relation, weight, confidence } = edge;
-    Op::Associate(Associate { from: id(from), to, relation, weight, confidence })
+    let OutEdge {
+        to,
+        relation,
+        weight,
+        confidence,
+    } = edge;
+    Op::Associate(Associate {
+        from: id(from),
+        to,
+        relation,
+        weight,
+        confidence,
+    })
 }
 
 pub fn write(counter: u64, ops: Vec<Op>) -> PartitionCommand {

@@ -23,7 +23,11 @@ fn log() -> (Vec<PartitionCommand>, u64) {
         let mut ops: Vec<Op> = Vec::new();
         for _ in 0..1 + numbers.below(30) {
             let fresh = next < MEMORIES && numbers.below(8) != 0;
-            let n = if fresh { next } else { numbers.below(next.max(1)) };
+            let n = if fresh {
+                next
+            } else {
+                numbers.below(next.max(1))
+            };
             next += usize::from(fresh);
             if !fresh && numbers.below(3) == 0 {
                 ops.push(forget(n));
@@ -37,11 +41,15 @@ fn log() -> (Vec<PartitionCommand>, u64) {
         log.push(write(counter, ops));
         if log.len() % 4 == 0 {
             marks += 1;
-            log.push(PartitionCommand::Mark { mark: MarkId(marks) });
+            log.push(PartitionCommand::Mark {
+                mark: MarkId(marks),
+            });
         }
     }
     marks += 1;
-    log.push(PartitionCommand::Mark { mark: MarkId(marks) });
+    log.push(PartitionCommand::Mark {
+        mark: MarkId(marks),
+    });
     (log, marks)
 }
 
@@ -53,38 +61,52 @@ struct Replica {
 
 impl Replica {
     fn new(kernel: Kernel) -> Self {
-        let options = PartitionOptions { kernel, ..PartitionOptions::default() };
+        let options = PartitionOptions {
+            kernel,
+            ..PartitionOptions::default()
+        };
         let storage = MemoryStorage::new();
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
         let (config, slots) = (config(DIMENSION, Decay::None), SlotRange::ALL);
         let mut batch = Batch::new();
         let partition = Partition::create_with(shared, P, config, slots, &mut batch, options);
         storage.write(batch, Durability::Sync).expect("writes");
-        Self { storage, partition, options }
+        Self {
+            storage,
+            partition,
+            options,
+        }
     }
 
     fn apply_up_to(&self, log: &[PartitionCommand]) {
         for command in &log[self.partition.sequence().0 as usize - 1..] {
             let bytes = format!("{command:?}").into_bytes();
-            self.partition.apply(command, &bytes, Batch::new()).expect("applies");
+            self.partition
+                .apply(command, &bytes, Batch::new())
+                .expect("applies");
         }
     }
 
     fn run_jobs(&self, limit: usize) {
         for _ in 0..limit {
-            let Some(job) = self.partition.next_job() else { return };
+            let Some(job) = self.partition.next_job() else {
+                return;
+            };
             let linked = self.partition.run(&job);
             self.partition.commit(linked).expect("commits");
         }
     }
 
     fn restart(&mut self, index: Option<Vec<u8>>, lost: usize) {
-        self.storage = self.storage.crash(self.storage.unsynced_batches().saturating_sub(lost));
+        self.storage = self
+            .storage
+            .crash(self.storage.unsynced_batches().saturating_sub(lost));
         let shared: Arc<dyn Storage> = Arc::new(self.storage.clone());
         let mut source = index.as_deref();
-        let source = source.as_mut().map(|source| source as &mut dyn std::io::Read);
-        self.partition =
-            Partition::open_with(shared, P, source, self.options).expect("opens");
+        let source = source
+            .as_mut()
+            .map(|source| source as &mut dyn std::io::Read);
+        self.partition = Partition::open_with(shared, P, source, self.options).expect("opens");
     }
 
     fn move_away(&mut self) {
@@ -100,7 +122,12 @@ impl Replica {
 
     fn marks(&self, last: u64) -> Vec<MarkDigests> {
         let first = last - MARKS_KEPT.min(last as usize) as u64 + 1;
-        let mark = |mark| self.partition.marked(MarkId(mark)).expect("reads").expect("is kept");
+        let mark = |mark| {
+            self.partition
+                .marked(MarkId(mark))
+                .expect("reads")
+                .expect("is kept")
+        };
         (first..=last).map(mark).collect()
     }
 }
@@ -152,7 +179,10 @@ fn tormented(kernel: Kernel, log: &[PartitionCommand], seed: u64) -> Replica {
 fn assert_same(expected: &[MarkDigests], found: &[MarkDigests], what: &str) {
     assert_eq!(expected.len(), found.len(), "{what}");
     for (expected, found) in expected.iter().zip(found) {
-        let without = |digests: &MarkDigests| MarkDigests { topology: None, ..*digests };
+        let without = |digests: &MarkDigests| MarkDigests {
+            topology: None,
+            ..*digests
+        };
         assert_eq!(without(expected), without(found), "{what}");
         // A generation that a replica no longer holds has no digest there.
         if let (Some(expected), Some(found)) = (expected.topology, found.topology) {
@@ -162,7 +192,9 @@ fn assert_same(expected: &[MarkDigests], found: &[MarkDigests], what: &str) {
     let newest = |marks: &[MarkDigests]| {
         let last = marks.last().expect("a mark").position.generation;
         let of_last = marks.iter().filter(|mark| mark.position.generation == last);
-        of_last.map(|mark| mark.topology.expect("the newest generation is held")).count()
+        of_last
+            .map(|mark| mark.topology.expect("the newest generation is held"))
+            .count()
     };
     assert_eq!(newest(expected), newest(found), "{what}");
 }
@@ -172,8 +204,14 @@ fn replicas_of_one_log_are_equal() {
     let (log, marks) = log();
     let reference = live(Kernel::PORTABLE, &log);
     let expected = reference.marks(marks);
-    let generations: Vec<u64> = expected.iter().map(|mark| mark.position.generation).collect();
-    assert!(generations.contains(&1) && generations.contains(&2), "{generations:?}");
+    let generations: Vec<u64> = expected
+        .iter()
+        .map(|mark| mark.position.generation)
+        .collect();
+    assert!(
+        generations.contains(&1) && generations.contains(&2),
+        "{generations:?}"
+    );
     for kernel in Kernel::all_available() {
         let name = kernel.name();
         let found = live(kernel, &log).marks(marks);
@@ -182,7 +220,11 @@ fn replicas_of_one_log_are_equal() {
         assert_same(&expected, &found, &format!("replayed, {name}"));
         for seed in 0..3 {
             let found = tormented(kernel, &log, seed).marks(marks);
-            assert_same(&expected, &found, &format!("tormented with seed {seed}, {name}"));
+            assert_same(
+                &expected,
+                &found,
+                &format!("tormented with seed {seed}, {name}"),
+            );
         }
     }
 }
@@ -199,7 +241,10 @@ fn recall_finds_what_is_near() {
         let row = numbers.row(DIMENSION);
         let query = RecallQuery::new(&row, 10);
         let linked = replica.partition.recall(&query).expect("recalls");
-        let all = RecallQuery { limit: 1_000, ..query };
+        let all = RecallQuery {
+            limit: 1_000,
+            ..query
+        };
         let exact = replica.partition.recall(&all).expect("recalls");
         wanted += 10;
         let near = |hit: &&engram_core::partition::RecallHit| exact.hits[..10].contains(hit);

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use engram_core::command::PartitionCommand;
 use engram_core::partition::{Partition, RecallQuery};
-use engram_core::storage::{
-    Batch, Durability, MemoryStorage, RocksOptions, RocksStorage, Storage,
-};
+use engram_core::storage::{Batch, Durability, MemoryStorage, RocksOptions, RocksStorage, Storage};
 use engram_core::types::{Decay, Embedding, MarkId, Metric, PartitionId, SlotRange};
 
 use crate::common::{Numbers, associate, config, forget, id, relation, remember, write};
@@ -25,7 +23,10 @@ fn log() -> Vec<PartitionCommand> {
             weight: numbers.unit(),
             confidence: numbers.unit(),
         };
-        let ops = vec![remember(n, Some(row), vec![edge.clone()]), associate(n / 2, edge)];
+        let ops = vec![
+            remember(n, Some(row), vec![edge.clone()]),
+            associate(n / 2, edge),
+        ];
         log.push(write(n as u64 + 1, ops));
     }
     log.extend((0..20).map(|n| write(200 + n as u64, vec![forget(n * 3)])));
@@ -43,7 +44,9 @@ fn create(storage: &Arc<dyn Storage>) -> Arc<Partition> {
 
 fn feed(partition: &Partition) {
     for command in &log()[partition.sequence().0 as usize - 1..] {
-        partition.apply(command, &[], Batch::new()).expect("applies");
+        partition
+            .apply(command, &[], Batch::new())
+            .expect("applies");
     }
     while let Some(job) = partition.next_job() {
         partition.commit(partition.run(&job)).expect("commits");
@@ -64,7 +67,11 @@ fn a_disk_answers_as_memory_does() {
         let partition = create(&open());
         feed(&partition);
         partition.save_index(&mut index).expect("saves");
-        partition.snapshot().expect("saves").write_to(&mut snapshot).expect("writes");
+        partition
+            .snapshot()
+            .expect("saves")
+            .write_to(&mut snapshot)
+            .expect("writes");
     }
     let storage = open();
     let again =
@@ -76,11 +83,17 @@ fn a_disk_answers_as_memory_does() {
     assert_eq!(found, view.digests());
     let row = Numbers(5).row(8);
     let query = RecallQuery::new(&row, 10);
-    assert_eq!(again.recall(&query).expect("recalls"), in_memory.recall(&query).expect("recalls"));
+    assert_eq!(
+        again.recall(&query).expect("recalls"),
+        in_memory.recall(&query).expect("recalls")
+    );
     drop((again, view));
     // Over what is there, as after a long absence.
     let source = &mut snapshot.as_slice();
     let installed = Partition::install(storage, P, source, Batch::new()).expect("installs");
     assert_eq!(marked(&installed), marked(&in_memory));
-    assert_eq!(installed.status().memory_digest, in_memory.status().memory_digest);
+    assert_eq!(
+        installed.status().memory_digest,
+        in_memory.status().memory_digest
+    );
 }

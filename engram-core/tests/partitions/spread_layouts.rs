@@ -18,7 +18,9 @@ use engram_core::types::{
 
 const MEMORIES: usize = 240;
 const NOW: u64 = 5_000_000;
-const DECAY: Decay = Decay::Exponential { half_life_millis: 9_000_000 };
+const DECAY: Decay = Decay::Exponential {
+    half_life_millis: 9_000_000,
+};
 
 /// One space in so many partitions, all with the same memories and edges between them.
 struct Layout {
@@ -31,20 +33,34 @@ impl Layout {
         let mut batch = Batch::new();
         let create = |(number, slots)| {
             let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-            Partition::create(shared, PartitionId(number), config(2, DECAY), slots, &mut batch)
+            Partition::create(
+                shared,
+                PartitionId(number),
+                config(2, DECAY),
+                slots,
+                &mut batch,
+            )
         };
-        let partitions = (1..).zip(SlotRange::split_evenly(parts)).map(create).collect();
+        let partitions = (1..)
+            .zip(SlotRange::split_evenly(parts))
+            .map(create)
+            .collect();
         storage.write(batch, Durability::Sync).expect("writes");
         Self { partitions }
     }
 
     fn of(&self, id: &MemoryId) -> &Arc<Partition> {
         let holds = |partition: &&Arc<Partition>| partition.slots().contains(id.hash_slot());
-        self.partitions.iter().find(holds).expect("slots are covered")
+        self.partitions
+            .iter()
+            .find(holds)
+            .expect("slots are covered")
     }
 
     fn apply(&self, counter: u64, owner: usize, op: Op) {
-        let applied = self.of(&id(owner)).apply(&write(counter, vec![op]), &[], Batch::new());
+        let applied = self
+            .of(&id(owner))
+            .apply(&write(counter, vec![op]), &[], Batch::new());
         applied.expect("applies");
     }
 
@@ -53,7 +69,8 @@ impl Layout {
         let mut numbers = Numbers(7);
         let mut counter = 0;
         for n in 0..MEMORIES {
-            let mut edges: Vec<OutEdge> = (0..numbers.below(7)).map(|_| edge(&mut numbers)).collect();
+            let mut edges: Vec<OutEdge> =
+                (0..numbers.below(7)).map(|_| edge(&mut numbers)).collect();
             edges.sort_by(|a, b| (&a.to, &a.relation).cmp(&(&b.to, &b.relation)));
             edges.dedup_by(|a, b| (&a.to, &a.relation) == (&b.to, &b.relation));
             counter += 1;
@@ -75,14 +92,34 @@ impl Layout {
 
     /// Evidence that no log has yet.
     fn beside(&self, n: usize, numbers: &mut Numbers) {
-        let (from, OutEdge { to, relation, weight, confidence }) =
-            (numbers.below(MEMORIES), edge(numbers));
+        let (
+            from,
+            OutEdge {
+                to,
+                relation,
+                weight,
+                confidence,
+            },
+        ) = (numbers.below(MEMORIES), edge(numbers));
         let change = engram_core::command::EdgeChange::Contribute { weight, confidence };
-        let request = RequestId { client: ClientId([2; 16]), counter: n as u64, index: 0 };
+        let request = RequestId {
+            client: ClientId([2; 16]),
+            counter: n as u64,
+            index: 0,
+        };
         let (from, stamp) = (id(from), Hlc::from_millis(2_000_000));
-        let change =
-            LocalChange { request, retried: false, stamp, from: from.clone(), to, relation, change };
-        self.of(&from).accept_local(ActorId([8; 16]), &[change]).expect("accepts");
+        let change = LocalChange {
+            request,
+            retried: false,
+            stamp,
+            from: from.clone(),
+            to,
+            relation,
+            change,
+        };
+        self.of(&from)
+            .accept_local(ActorId([8; 16]), &[change])
+            .expect("accepts");
     }
 
     fn adjacency(&self, partition: &Partition, filter: &str) -> PartitionAdjacency {
@@ -99,7 +136,13 @@ impl Layout {
         };
         let participant = |node: usize| ParticipantPlan {
             node: NodeId(node as u64 + 1),
-            partitions: self.partitions.iter().skip(node).step_by(nodes).map(plan_of).collect(),
+            partitions: self
+                .partitions
+                .iter()
+                .skip(node)
+                .step_by(nodes)
+                .map(plan_of)
+                .collect(),
         };
         let seeds = query.seeds.iter().map(|(n, amount)| Seed {
             memory: id(*n).hash(),
@@ -121,8 +164,14 @@ impl Layout {
             .starts()
             .into_iter()
             .map(|(node, start)| {
-                let own = self.partitions.iter().skip(node.0 as usize - 1).step_by(nodes);
-                let own = own.map(|p| (p.id(), self.adjacency(p, query.filter))).collect();
+                let own = self
+                    .partitions
+                    .iter()
+                    .skip(node.0 as usize - 1)
+                    .step_by(nodes);
+                let own = own
+                    .map(|p| (p.id(), self.adjacency(p, query.filter)))
+                    .collect();
                 Participant::new(start, node, own).expect("a participant")
             })
             .collect();
@@ -163,7 +212,12 @@ fn edge(numbers: &mut Numbers) -> OutEdge {
     // Some targets were never stored.
     let to = id(numbers.below(MEMORIES + 10));
     let relation = relation(numbers.below(3));
-    OutEdge { to, relation, weight: numbers.unit(), confidence: numbers.unit() }
+    OutEdge {
+        to,
+        relation,
+        weight: numbers.unit(),
+        confidence: numbers.unit(),
+    }
 }
 
 struct Query {
@@ -173,9 +227,20 @@ struct Query {
 }
 
 fn queries() -> Vec<Query> {
-    let plain = SpreadParameters { explain: true, limit: 500, ..SpreadParameters::default() };
+    let plain = SpreadParameters {
+        explain: true,
+        limit: 500,
+        ..SpreadParameters::default()
+    };
     let half = spread::ONE / 2;
-    let seeds = vec![(1, half), (40, half / 3), (100, half), (202, 77), (17, half), (900, 5)];
+    let seeds = vec![
+        (1, half),
+        (40, half / 3),
+        (100, half),
+        (202, 77),
+        (17, half),
+        (900, 5),
+    ];
     let harsh = SpreadParameters {
         hops: 5,
         decay: Unit::from_f64(0.9).expect("unit"),
@@ -188,11 +253,27 @@ fn queries() -> Vec<Query> {
         ..plain.clone()
     };
     let followed = [relation(1), relation(2)].into();
-    let narrow = SpreadParameters { relations: Some(followed), hops: 4, ..plain.clone() };
+    let narrow = SpreadParameters {
+        relations: Some(followed),
+        hops: 4,
+        ..plain.clone()
+    };
     vec![
-        Query { parameters: plain, filter: "", seeds: seeds.clone() },
-        Query { parameters: harsh, filter: "", seeds: seeds.clone() },
-        Query { parameters: narrow, filter: FILTER, seeds },
+        Query {
+            parameters: plain,
+            filter: "",
+            seeds: seeds.clone(),
+        },
+        Query {
+            parameters: harsh,
+            filter: "",
+            seeds: seeds.clone(),
+        },
+        Query {
+            parameters: narrow,
+            filter: FILTER,
+            seeds,
+        },
     ]
 }
 
@@ -209,10 +290,17 @@ fn spreading_gives_the_same_bits_on_every_layout() {
     layouts.iter().for_each(|(_, layout)| layout.fill());
     for query in queries() {
         let adjacency = single.adjacency(&single.partitions[0], query.filter);
-        let seeds: Vec<_> =
-            query.seeds.iter().map(|(n, amount)| (id(*n).hash(), *amount)).collect();
+        let seeds: Vec<_> = query
+            .seeds
+            .iter()
+            .map(|(n, amount)| (id(*n).hash(), *amount))
+            .collect();
         let oracle = spread::spread(&adjacency, &query.parameters, &seeds).expect("spreads");
-        assert!(oracle.activated.len() > 10, "a query that reaches {}", oracle.activated.len());
+        assert!(
+            oracle.activated.len() > 10,
+            "a query that reaches {}",
+            oracle.activated.len()
+        );
         assert!(!oracle.missing_seeds.is_empty());
         for (nodes, layout) in &layouts {
             for seed in 0..3 {

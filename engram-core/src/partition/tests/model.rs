@@ -16,16 +16,40 @@ use crate::types::{EdgeContext, MarkId, Sequence, SlotRange};
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Event {
-    Remember { name: u8, row: Option<[i8; 2]>, edges: Vec<(u8, u8)>, absent: bool },
-    Forget { name: u8, lag: u64 },
-    Associate { from: u8, to: u8, weight: u8 },
-    Dissociate { from: u8, to: u8, lag: u64 },
-    Retry { back: usize },
+    Remember {
+        name: u8,
+        row: Option<[i8; 2]>,
+        edges: Vec<(u8, u8)>,
+        absent: bool,
+    },
+    Forget {
+        name: u8,
+        lag: u64,
+    },
+    Associate {
+        from: u8,
+        to: u8,
+        weight: u8,
+    },
+    Dissociate {
+        from: u8,
+        to: u8,
+        lag: u64,
+    },
+    Retry {
+        back: usize,
+    },
     Mark,
-    Crash { kept: usize },
-    Restart { with_index: bool },
+    Crash {
+        kept: usize,
+    },
+    Restart {
+        with_index: bool,
+    },
     Transfer,
-    Jobs { count: usize },
+    Jobs {
+        count: usize,
+    },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -91,7 +115,10 @@ impl Model {
 
     fn recall(&self, query: [f32; 4], limit: usize) -> Vec<f32> {
         let distance = |row: [f32; 4]| {
-            row.iter().zip(query).map(|(a, b)| (a - b) * (a - b)).sum::<f32>()
+            row.iter()
+                .zip(query)
+                .map(|(a, b)| (a - b) * (a - b))
+                .sum::<f32>()
         };
         let rows = self.memories.values().filter_map(|(row, _)| *row);
         let mut all: Vec<f32> = rows.map(distance).collect();
@@ -116,9 +143,15 @@ fn name_of(n: u8) -> String {
 
 impl Run {
     fn new() -> Self {
-        let portable = PartitionOptions { kernel: Kernel::PORTABLE, ..Default::default() };
+        let portable = PartitionOptions {
+            kernel: Kernel::PORTABLE,
+            ..Default::default()
+        };
         Self {
-            model: Model { sequence: 1, ..Model::default() },
+            model: Model {
+                sequence: 1,
+                ..Model::default()
+            },
             steady: Driven::new(),
             tried: Driven::with(SlotRange::ALL, portable),
             marks: 0,
@@ -142,12 +175,20 @@ impl Run {
 
     fn context(&self, lag: u64) -> EdgeContext {
         let sequence = Sequence(self.model.sequence.saturating_sub(lag));
-        EdgeContext { sequence, ..EdgeContext::default() }
+        EdgeContext {
+            sequence,
+            ..EdgeContext::default()
+        }
     }
 
     fn step(&mut self, event: &Event) {
         match event {
-            Event::Remember { name, row, edges, absent } => self.remember(*name, *row, edges, *absent),
+            Event::Remember {
+                name,
+                row,
+                edges,
+                absent,
+            } => self.remember(*name, *row, edges, *absent),
             Event::Forget { name, lag } => {
                 let (name, context) = (name_of(*name), self.context(*lag));
                 let up_to = context.sequence.0;
@@ -167,16 +208,24 @@ impl Run {
                 self.model.remove(|a, b| a == from && b == to, up_to);
             }
             Event::Retry { back } => {
-                let writes: Vec<_> = self.steady.log.iter().rev().filter(|command| {
-                    matches!(command, PartitionCommand::Write(_))
-                }).take(*back).cloned().collect();
+                let writes: Vec<_> = self
+                    .steady
+                    .log
+                    .iter()
+                    .rev()
+                    .filter(|command| matches!(command, PartitionCommand::Write(_)))
+                    .take(*back)
+                    .cloned()
+                    .collect();
                 if let Some(command) = writes.last() {
                     self.apply(command.clone());
                 }
             }
             Event::Mark => {
                 self.marks += 1;
-                self.apply(PartitionCommand::Mark { mark: MarkId(self.marks) });
+                self.apply(PartitionCommand::Mark {
+                    mark: MarkId(self.marks),
+                });
             }
             Event::Crash { kept } => self.tried.crash(*kept),
             Event::Restart { with_index } => {
@@ -187,7 +236,9 @@ impl Run {
             Event::Transfer => self.transfer(),
             Event::Jobs { count } => {
                 for _ in 0..*count {
-                    let Some(job) = self.tried.partition.next_job() else { break };
+                    let Some(job) = self.tried.partition.next_job() else {
+                        break;
+                    };
                     let linked = self.tried.partition.run(&job);
                     self.tried.partition.commit(linked).expect("commits");
                 }
@@ -216,7 +267,9 @@ impl Run {
             assert_eq!(outcome, mismatch);
             return;
         }
-        self.model.memories.insert(name.clone(), (row, self.model.sequence));
+        self.model
+            .memories
+            .insert(name.clone(), (row, self.model.sequence));
         for (to, weight) in &edges {
             self.model.associate(&name, &name_of(*to), *weight);
         }
@@ -243,13 +296,22 @@ impl Run {
         for driven in [&self.steady, &self.tried] {
             let status = driven.partition.status();
             assert_eq!(status.memories, self.model.memories.len() as u64);
-            let edges = self.model.edges.values().filter(|seen| !seen.is_empty()).count();
+            let edges = self
+                .model
+                .edges
+                .values()
+                .filter(|seen| !seen.is_empty())
+                .count();
             assert_eq!(status.edges, edges as u64);
             for name in (0..10).map(name_of) {
-                let found = driven.partition.get(&[id(&name)], true).expect("reads").memories;
-                let found = found[0].as_ref().map(|found| {
-                    (found.embedding.clone(), found.memory.version.0)
-                });
+                let found = driven
+                    .partition
+                    .get(&[id(&name)], true)
+                    .expect("reads")
+                    .memories;
+                let found = found[0]
+                    .as_ref()
+                    .map(|found| (found.embedding.clone(), found.memory.version.0));
                 let expected = self.model.memories.get(&name);
                 let expected = expected.map(|(row, at)| (row.map(Vec::from), *at));
                 assert_eq!(found, expected);
@@ -273,7 +335,10 @@ impl Run {
     fn finish(&self) {
         self.steady.run_jobs();
         self.tried.run_jobs();
-        let (steady, tried) = (self.steady.partition.status(), self.tried.partition.status());
+        let (steady, tried) = (
+            self.steady.partition.status(),
+            self.tried.partition.status(),
+        );
         assert_eq!(steady.log_hash, tried.log_hash);
         assert_eq!(steady.memory_digest, tried.memory_digest);
         assert_eq!(steady.edge_digest, tried.edge_digest);

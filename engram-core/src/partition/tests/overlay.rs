@@ -11,7 +11,11 @@ const B: ActorId = ActorId([2; 16]);
 
 fn change(counter: u64, from: &str, to: &str, change: EdgeChange) -> LocalChange {
     LocalChange {
-        request: RequestId { client: CLIENT, counter, index: 0 },
+        request: RequestId {
+            client: CLIENT,
+            counter,
+            index: 0,
+        },
         retried: false,
         stamp: Hlc::from_millis(counter),
         from: id(from),
@@ -22,7 +26,10 @@ fn change(counter: u64, from: &str, to: &str, change: EdgeChange) -> LocalChange
 }
 
 fn evidence(counter: u64, from: &str, to: &str, weight: f64) -> LocalChange {
-    let change_of = EdgeChange::Contribute { weight: unit(weight), confidence: Unit::ONE };
+    let change_of = EdgeChange::Contribute {
+        weight: unit(weight),
+        confidence: Unit::ONE,
+    };
     change(counter, from, to, change_of)
 }
 
@@ -46,23 +53,33 @@ fn both(pair: &mut [Driven; 2], mut step: impl FnMut(&mut Driven)) {
 }
 
 fn accept(driven: &Driven, actor: ActorId, change: LocalChange) -> OverlayDelta {
-    driven.partition.accept_local(actor, &[change]).expect("accepts").remove(0)
+    driven
+        .partition
+        .accept_local(actor, &[change])
+        .expect("accepts")
+        .remove(0)
 }
 
 fn exchange(from: &Driven, to: &Driven) -> ReceivedOverlay {
-    let missing = from.partition.overlay_missing_from(&to.partition.overlay_context(), usize::MAX);
+    let missing = from
+        .partition
+        .overlay_missing_from(&to.partition.overlay_context(), usize::MAX);
     to.partition.receive_overlay(&missing).expect("receives")
 }
 
 fn out(driven: &Driven, from: &str) -> Vec<(String, f64)> {
     let found = driven.neighbors(from, Direction::Out).into_iter();
-    found.map(|(to, bits)| (to, bits as f64 / 4_294_967_296.0)).collect()
+    found
+        .map(|(to, bits)| (to, bits as f64 / 4_294_967_296.0))
+        .collect()
 }
 
 fn adopt_all(pair: &mut [Driven; 2], by: usize) {
     let deltas = pair[by].partition.adoptable(usize::MAX);
     both(pair, |driven| {
-        driven.apply(PartitionCommand::Adopt { deltas: deltas.clone() });
+        driven.apply(PartitionCommand::Adopt {
+            deltas: deltas.clone(),
+        });
     });
 }
 
@@ -70,7 +87,13 @@ fn assert_equal(pair: &[Driven; 2]) {
     let status = |driven: &Driven| {
         driven.assert_scrubs();
         let status = driven.partition.status();
-        (status.sequence, status.log_hash, status.memory_digest, status.edge_digest, status.edges)
+        (
+            status.sequence,
+            status.log_hash,
+            status.memory_digest,
+            status.edge_digest,
+            status.edges,
+        )
     };
     assert_eq!(status(&pair[0]), status(&pair[1]));
 }
@@ -83,7 +106,11 @@ fn a_local_change_shows_at_once_and_survives_a_crash() {
     assert_eq!(delta.dot.n, 1);
     assert_eq!(out(&one, "a"), [("b".to_owned(), 0.5)]);
     assert_eq!(one.neighbors("b", Direction::In).len(), 1);
-    assert_eq!(one.partition.status().edge_digest, digest, "the log knows nothing of it");
+    assert_eq!(
+        one.partition.status().edge_digest,
+        digest,
+        "the log knows nothing of it"
+    );
     one.crash(0);
     assert_eq!(out(&one, "a"), [("b".to_owned(), 0.5)]);
     assert_eq!(accept(&one, A, evidence(51, "a", "c", 1.0)).dot.n, 2);
@@ -115,16 +142,22 @@ fn replicas_exchange_and_the_log_adopts() {
         assert_eq!(driven.partition.status().overlay_deltas, 0);
         assert_eq!(driven.partition.status().edges, 2);
         let range = crate::keys::overlays(P);
-        let left = driven.storage.scan(Family::Edges, &range.start, &range.end, Order::Ascending);
+        let left = driven
+            .storage
+            .scan(Family::Edges, &range.start, &range.end, Order::Ascending);
         assert_eq!(left.count(), 0);
     }
     assert_equal(&pair);
     // What is in the log is not taken back from a peer that was away, and not adopted twice.
     let late = evidence(50, "a", "b", 0.5).delta(crate::types::OverlayDot { actor: A, n: 1 });
-    let received = pair[1].partition.receive_overlay(std::slice::from_ref(&late));
+    let received = pair[1]
+        .partition
+        .receive_overlay(std::slice::from_ref(&late));
     assert_eq!(received.expect("receives").known, 1);
     both(&mut pair, |driven| {
-        driven.apply(PartitionCommand::Adopt { deltas: vec![late.clone()] });
+        driven.apply(PartitionCommand::Adopt {
+            deltas: vec![late.clone()],
+        });
     });
     assert_eq!(shown, [out(&pair[0], "a"), out(&pair[0], "b")]);
     assert_equal(&pair);
@@ -162,10 +195,16 @@ fn removals_and_evidence_meet_in_any_order() {
         }
         for delta in order {
             both(&mut pair, |driven| {
-                driven.apply(PartitionCommand::Adopt { deltas: vec![delta.clone()] });
+                driven.apply(PartitionCommand::Adopt {
+                    deltas: vec![delta.clone()],
+                });
             });
         }
-        assert_eq!(out(&pair[0], "a"), [("b".to_owned(), 1.0)], "not seen by the removal");
+        assert_eq!(
+            out(&pair[0], "a"),
+            [("b".to_owned(), 1.0)],
+            "not seen by the removal"
+        );
         assert!(out(&pair[1], "a").is_empty());
         adopt_all(&mut pair, 0);
         assert_eq!(out(&pair[1], "a"), [("b".to_owned(), 1.0)]);
@@ -183,17 +222,27 @@ fn forgetting_takes_edges_that_only_an_overlay_holds() {
         driven.op(forget("a", context.clone()));
         driven.op(Op::Remember(remember("a", None)));
     });
-    assert_eq!(out(&pair[0], "a"), [("c".to_owned(), 1.0)], "the issuer had not seen this one");
+    assert_eq!(
+        out(&pair[0], "a"),
+        [("c".to_owned(), 1.0)],
+        "the issuer had not seen this one"
+    );
     pair[0].crash(0);
     assert_eq!(out(&pair[0], "a"), [("c".to_owned(), 1.0)]);
     assert_equal(&pair);
-    assert_ne!(pair[0].partition.status().edge_digest, 0, "the removal waits in the log");
+    assert_ne!(
+        pair[0].partition.status().edge_digest,
+        0,
+        "the removal waits in the log"
+    );
     adopt_all(&mut pair, 0);
     assert_eq!(out(&pair[0], "a"), [("c".to_owned(), 1.0)]);
     assert_eq!(out(&pair[1], "a"), [("c".to_owned(), 1.0)]);
     assert_equal(&pair);
     let range = crate::keys::all_source_removals(P);
-    let left = pair[0].storage.scan(Family::Edges, &range.start, &range.end, Order::Ascending);
+    let left = pair[0]
+        .storage
+        .scan(Family::Edges, &range.start, &range.end, Order::Ascending);
     assert_eq!(left.count(), 0, "it has met all it named");
 }
 
@@ -202,7 +251,10 @@ fn one_dot_never_marks_two_changes() {
     let pair = pair();
     let mut delta = accept(&pair[0], A, evidence(50, "a", "b", 0.5));
     delta.to = id("c");
-    let other = pair[0].partition.receive_overlay(&[delta.clone(), delta]).expect("receives");
+    let other = pair[0]
+        .partition
+        .receive_overlay(&[delta.clone(), delta])
+        .expect("receives");
     assert_eq!(other.conflicts, 2);
     assert_eq!(pair[0].partition.status().overlay_conflicts, 2);
     assert_eq!(out(&pair[0], "a"), [("b".to_owned(), 0.5)]);
@@ -212,18 +264,34 @@ fn one_dot_never_marks_two_changes() {
 fn edges_of_other_partitions_are_not_taken() {
     let narrow = SlotRange { start: 0, end: 1 };
     let driven = Driven::with(narrow, crate::partition::PartitionOptions::default());
-    let refused = driven.partition.accept_local(A, &[evidence(1, "a", "b", 1.0)]);
+    let refused = driven
+        .partition
+        .accept_local(A, &[evidence(1, "a", "b", 1.0)]);
     assert!(matches!(refused, Err(LocalError::NotInPartition { .. })));
     let foreign = evidence(1, "a", "b", 1.0).delta(crate::types::OverlayDot { actor: A, n: 1 });
-    assert_eq!(driven.partition.receive_overlay(&[foreign]).expect("receives").foreign, 1);
-    assert_eq!(driven.partition.overlay_context(), OverlayContext::default());
+    assert_eq!(
+        driven
+            .partition
+            .receive_overlay(&[foreign])
+            .expect("receives")
+            .foreign,
+        1
+    );
+    assert_eq!(
+        driven.partition.overlay_context(),
+        OverlayContext::default()
+    );
 }
 
 #[test]
 fn an_unwritten_change_is_not_shown() {
     let [one, _] = pair();
     one.storage.fail_next_write();
-    assert!(one.partition.accept_local(A, &[evidence(50, "a", "b", 0.5)]).is_err());
+    assert!(
+        one.partition
+            .accept_local(A, &[evidence(50, "a", "b", 0.5)])
+            .is_err()
+    );
     assert!(out(&one, "a").is_empty());
     assert_eq!(one.partition.overlay_context(), OverlayContext::default());
 }
@@ -241,7 +309,11 @@ fn an_export_shows_the_overlay_too() {
     let (mut found, mut next) = (Vec::new(), None);
     loop {
         let page = view.export_edges(next.as_ref(), 1).expect("reads");
-        found.extend(page.edges.iter().map(|edge| format!("{}-{}", edge.from, edge.to)));
+        found.extend(
+            page.edges
+                .iter()
+                .map(|edge| format!("{}-{}", edge.from, edge.to)),
+        );
         next = page.next;
         if next.is_none() {
             break;
@@ -251,6 +323,8 @@ fn an_export_shows_the_overlay_too() {
     assert_eq!(found, ["a-b", "b-c", "c-a"]);
     let page = view.export_memories(None, 2, usize::MAX).expect("reads");
     assert_eq!(page.memories.len(), 2);
-    let rest = view.export_memories(page.next, 2, usize::MAX).expect("reads");
+    let rest = view
+        .export_memories(page.next, 2, usize::MAX)
+        .expect("reads");
     assert_eq!((rest.memories.len(), rest.next), (1, None));
 }

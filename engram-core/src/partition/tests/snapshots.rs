@@ -26,7 +26,11 @@ fn filled(memories: u32) -> Driven {
 
 fn stream(partition: &Partition) -> Vec<u8> {
     let mut bytes = Vec::new();
-    partition.snapshot().expect("saves").write_to(&mut bytes).expect("writes");
+    partition
+        .snapshot()
+        .expect("saves")
+        .write_to(&mut bytes)
+        .expect("writes");
     bytes
 }
 
@@ -36,15 +40,24 @@ fn install(storage: &MemoryStorage, mut source: &[u8]) -> Result<Arc<Partition>,
 
 fn local(driven: &Partition) {
     let change = LocalChange {
-        request: RequestId { client: CLIENT, counter: 900, index: 0 },
+        request: RequestId {
+            client: CLIENT,
+            counter: 900,
+            index: 0,
+        },
         retried: false,
         stamp: Hlc(1),
         from: id("4"),
         to: id("3"),
         relation: relation("beside"),
-        change: EdgeChange::Contribute { weight: Unit::ONE, confidence: Unit::ONE },
+        change: EdgeChange::Contribute {
+            weight: Unit::ONE,
+            confidence: Unit::ONE,
+        },
     };
-    driven.accept_local(ActorId([5; 16]), &[change]).expect("accepts");
+    driven
+        .accept_local(ActorId([5; 16]), &[change])
+        .expect("accepts");
 }
 
 #[test]
@@ -55,21 +68,36 @@ fn an_installed_snapshot_is_the_partition() {
     let storage = MemoryStorage::new();
     let mut callers = Batch::new();
     callers.put(Family::Metadata, b"group".to_vec(), b"1".to_vec());
-    let copy =
-        Partition::install(Arc::new(storage.clone()), P, &mut bytes.as_slice(), callers)
-            .expect("installs");
-    assert!(storage.get(Family::Metadata, b"group").expect("reads").is_some());
+    let copy = Partition::install(Arc::new(storage.clone()), P, &mut bytes.as_slice(), callers)
+        .expect("installs");
+    assert!(
+        storage
+            .get(Family::Metadata, b"group")
+            .expect("reads")
+            .is_some()
+    );
     let (was, is) = (driven.partition.status(), copy.status());
     assert_eq!((was.sequence, was.log_hash), (is.sequence, is.log_hash));
-    assert_eq!((was.memory_digest, was.edge_digest), (is.memory_digest, is.edge_digest));
+    assert_eq!(
+        (was.memory_digest, was.edge_digest),
+        (is.memory_digest, is.edge_digest)
+    );
     assert_eq!(was.index, is.index, "no job is to be run again");
-    assert_eq!(copy.marked(MarkId(3)).expect("reads"), driven.partition.marked(MarkId(3)).expect("reads"));
+    assert_eq!(
+        copy.marked(MarkId(3)).expect("reads"),
+        driven.partition.marked(MarkId(3)).expect("reads")
+    );
     assert_eq!(stream(&copy), bytes);
     // The request table came along.
     let command = driven.log[5].clone();
-    let again = copy.apply(&command, &bytes_of(&command), Batch::new()).expect("applies");
+    let again = copy
+        .apply(&command, &bytes_of(&command), Batch::new())
+        .expect("applies");
     assert_eq!(again.outcomes, driven.apply(command).outcomes);
-    assert_eq!(copy.status().edge_digest, driven.partition.status().edge_digest);
+    assert_eq!(
+        copy.status().edge_digest,
+        driven.partition.status().edge_digest
+    );
 }
 
 #[test]
@@ -84,7 +112,11 @@ fn the_overlay_of_the_receiver_stays() {
     assert_eq!(neighbors(&copy, "4", Direction::Out).edges.len(), 2);
     let fresh = MemoryStorage::new();
     let copy = install(&fresh, &bytes).expect("installs");
-    assert_eq!(copy.status().overlay_deltas, 0, "it is not part of the snapshot");
+    assert_eq!(
+        copy.status().overlay_deltas,
+        0,
+        "it is not part of the snapshot"
+    );
 }
 
 #[test]
@@ -97,7 +129,12 @@ fn a_broken_installation_is_seen_and_repeated() {
     let cuts = [15, 200, bytes.len() / 2, bytes.len() - 50, bytes.len() - 1];
     for (round, cut) in cuts.into_iter().enumerate() {
         let broken = install(&storage, &bytes[..cut]);
-        assert!(matches!(broken, Err(InstallError::Stream(StreamError::Damaged { .. } | StreamError::Io(_)))));
+        assert!(matches!(
+            broken,
+            Err(InstallError::Stream(
+                StreamError::Damaged { .. } | StreamError::Io(_)
+            ))
+        ));
         storage = storage.crash(round);
         let opened = Partition::open(Arc::new(storage.clone()), P, None);
         if cut < 20 {
@@ -109,7 +146,10 @@ fn a_broken_installation_is_seen_and_repeated() {
         }
     }
     let copy = install(&storage, &bytes).expect("installs");
-    assert_eq!(copy.status().memory_digest, driven.partition.status().memory_digest);
+    assert_eq!(
+        copy.status().memory_digest,
+        driven.partition.status().memory_digest
+    );
     assert_eq!(copy.status().overlay_deltas, 1);
 }
 
@@ -192,9 +232,16 @@ fn old_generations_leave_storage() {
         let status = driven.partition.status();
         assert_eq!(status.index.serving.generation, 2);
         let vectors = crate::keys::partition_records(P);
-        let stored =
-            driven.storage.scan(Family::Vectors, &vectors.start, &vectors.end, Order::Ascending);
-        assert_eq!(stored.count() as u64, u64::from(status.index.live + status.index.dead));
+        let stored = driven.storage.scan(
+            Family::Vectors,
+            &vectors.start,
+            &vectors.end,
+            Order::Ascending,
+        );
+        assert_eq!(
+            stored.count() as u64,
+            u64::from(status.index.live + status.index.dead)
+        );
         driven.assert_scrubs();
     }
     let position = driven.partition.index.sealed();
@@ -228,8 +275,13 @@ fn a_broken_connection_is_an_error() {
     let driven = filled(10);
     let bytes = stream(&driven.partition);
     let storage = MemoryStorage::new();
-    storage.write(Batch::new(), Durability::Sync).expect("writes");
+    storage
+        .write(Batch::new(), Durability::Sync)
+        .expect("writes");
     let mut source = Breaking(&bytes[..bytes.len() - 20]);
     let broken = Partition::install(Arc::new(storage), P, &mut source, Batch::new());
-    assert!(matches!(broken, Err(InstallError::Stream(StreamError::Io(_)))));
+    assert!(matches!(
+        broken,
+        Err(InstallError::Stream(StreamError::Io(_)))
+    ));
 }
