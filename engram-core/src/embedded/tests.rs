@@ -89,7 +89,7 @@ fn a_checkpoint_spares_the_linking() {
     space.link_all().expect("links");
     let before = space.status().index;
     engram.checkpoint().expect("saves");
-    let engram = Engram::on(Arc::new(disk.clone()), OPTIONS).expect("opens");
+    let engram = Engram::on(Arc::new(disk), OPTIONS).expect("opens");
     assert_eq!(engram.space("s").expect("the space").status().index, before);
 }
 

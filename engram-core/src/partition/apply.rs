@@ -149,7 +149,7 @@ impl Partition {
         }
         self.storage
             .write(std::mem::take(&mut step.batch), durability)?;
-        applier.requests.commit(table);
+        applier.requests.commit(&table);
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
             published.last_kill = step.sequence();

@@ -203,7 +203,7 @@ impl RequestTable {
     }
 
     /// Makes a written change true.
-    pub fn commit(&mut self, change: TableChange) {
+    pub fn commit(&mut self, change: &TableChange) {
         if let Some(client) = change.evicted {
             if let Some(record) = self.clients.remove(&client) {
                 self.by_use.remove(&record.last_used);
@@ -308,7 +308,7 @@ mod tests {
             self.storage
                 .write(batch, Durability::Buffered)
                 .expect("writes");
-            self.table.commit(change);
+            self.table.commit(&change);
             what
         }
 

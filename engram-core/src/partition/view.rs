@@ -10,7 +10,7 @@ use super::read;
 use super::record::{MemoryRecord, SourceRemovals, StateRecord};
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::edges::{EdgeRecord, EdgeValue, visible};
-use crate::keys::{self, KeyRange};
+use crate::keys;
 use crate::storage::{Family, Reader, StorageError};
 use crate::types::{
     Dot, EdgeContext, EdgeKey, Hlc, Memory, MemoryHash, MemoryId, PartitionId, Relation, Sequence,
@@ -232,16 +232,18 @@ impl PartitionView {
         hash: MemoryHash,
         direction: Direction,
     ) -> Result<BTreeSet<EdgeKey>, StorageError> {
-        let (range, parse): (KeyRange, fn(&[u8]) -> Option<EdgeKey>) = match direction {
-            Direction::Out => (keys::out_edges(self.partition, hash), keys::parse_edge),
-            Direction::In => (
-                keys::in_edges(self.partition, hash),
-                keys::parse_reverse_edge,
-            ),
+        let range = match direction {
+            Direction::Out => keys::out_edges(self.partition, hash),
+            Direction::In => keys::in_edges(self.partition, hash),
         };
         let mut found = BTreeSet::new();
         for entry in read::range(&*self.reader, Family::Edges, &range) {
-            found.insert(parse(&entry?.0).ok_or_else(|| read::bad_key("an edge"))?);
+            let (key, _) = entry?;
+            let key = match direction {
+                Direction::Out => keys::parse_edge(&key),
+                Direction::In => keys::parse_reverse_edge(&key),
+            };
+            found.insert(key.ok_or_else(|| read::bad_key("an edge"))?);
         }
         match direction {
             Direction::Out => found.extend(self.overlay.out_edges(hash).cloned()),

@@ -125,7 +125,7 @@ fn a_broken_installation_is_seen_and_repeated() {
     let bytes = stream(&driven.partition);
     let receiver = filled(10);
     local(&receiver.partition);
-    let mut storage = receiver.storage.clone();
+    let mut storage = receiver.storage;
     let cuts = [15, 200, bytes.len() / 2, bytes.len() - 50, bytes.len() - 1];
     for (round, cut) in cuts.into_iter().enumerate() {
         let broken = install(&storage, &bytes[..cut]);
