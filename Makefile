@@ -45,6 +45,7 @@ test: bootstrap ## unit, property, model and cluster tests
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy $(SELECT) --all-targets -- -D warnings
+	@scripts/check_dependencies.py
 	@scripts/deny.sh
 
 fix: bootstrap ## formatting, and lints that can be fixed by themselves
@@ -55,7 +56,7 @@ deny: ## licences, bans, sources; advisories where their database can be reached
 	@scripts/deny.sh
 
 bench: bootstrap ## benchmarks, with the release profile
-	@$(CARGO) bench $(SELECT) $(ARGS)
+	@$(CARGO) bench --locked -p engram-benches $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

@@ -3,9 +3,11 @@
 //! Services hold no logic; only `consensus` speaks openraft; only `membership` speaks foca;
 //! everything that touches the machine goes through `seams`.
 
+pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod demo;
 pub mod http;
 pub mod liveness;
 pub mod membership;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The binary `engram`.
+
+fn main() -> std::process::ExitCode {
+    engram_node::cli::main()
+}

@@ -1,0 +1,314 @@
+//! `engram spread`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use clap::{Args, ValueEnum};
+use engram_client::{SpreadAnswer, types as v1};
+use serde_json::{Value, json};
+
+use super::bulk::progress::thousands;
+use super::context::ClientArgs;
+use super::failure::{Exit, Failure};
+use super::memory::{consistency, split_number};
+use super::output::{Output, line, table};
+
+/// Activation that a seed of 1.0 injects.
+const UNIT: f64 = 4_294_967_296.0;
+
+#[derive(Clone, Debug, Args)]
+pub struct SpreadArgs {
+    /// Name of the space
+    pub space: String,
+    /// Memory to start from, with its activation; may be repeated
+    #[arg(long = "seed", value_name = "ID[=A]", required = true, value_parser = parse_seed)]
+    pub seeds: Vec<v1::Seed>,
+    /// Hops that the activation travels
+    #[arg(long, default_value_t = 3)]
+    pub hops: u32,
+    /// How to compute it
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: ModeArg,
+    /// Share of a memory's activation that travels on, in [0, 1] [default: 0.5]
+    #[arg(long)]
+    pub decay: Option<f64>,
+    /// Activation below which a memory neither counts nor sends
+    #[arg(long, default_value_t = 0.0)]
+    pub threshold: f64,
+    /// How a memory's activation is shared out
+    #[arg(long, value_enum, default_value_t)]
+    pub normalization: NormalizationArg,
+    /// Follow only this relation; may be repeated
+    #[arg(long = "relation", value_name = "RELATION")]
+    pub relations: Vec<String>,
+    /// Factor in [0, 1] on a relation; may be repeated
+    #[arg(long = "relation-factor", value_name = "RELATION=F", value_parser = parse_factor)]
+    pub relation_factors: Vec<(String, f64)>,
+    /// Factor in [0, 1] on a memory that was activated in an earlier hop
+    #[arg(long, value_name = "F")]
+    pub revisit_factor: Option<f64>,
+    /// Hops during which a memory that has sent does not send again
+    #[arg(long, value_name = "HOPS", default_value_t = 0)]
+    pub refractory_hops: u32,
+    /// Strongest associations of a memory that are followed; 0: all
+    #[arg(long, value_name = "EDGES", default_value_t = 0)]
+    pub fan_limit: u32,
+    /// Activate only memories for which this holds
+    #[arg(
+        long,
+        value_name = "EXPR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub filter: String,
+    /// Memories shown
+    #[arg(long, default_value_t = 20)]
+    pub limit: u32,
+    /// Show the strongest path to each memory
+    #[arg(long)]
+    pub explain: bool,
+    /// Answer from any replicas, however far behind
+    #[arg(long)]
+    pub stale: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    #[default]
+    Exact,
+    Async,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NormalizationArg {
+    /// Split over the associations by weight
+    #[default]
+    Fan,
+    /// Every association carries activation times weight
+    None,
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "the shape of a value parser")]
+fn parse_seed(text: &str) -> Result<v1::Seed, String> {
+    let (id, activation) = split_number(text);
+    Ok(v1::Seed { id, activation })
+}
+
+fn parse_factor(text: &str) -> Result<(String, f64), String> {
+    match split_number(text) {
+        (relation, Some(factor)) => Ok((relation, factor)),
+        _ => Err("a factor is RELATION=NUMBER".to_owned()),
+    }
+}
+
+impl SpreadArgs {
+    fn request(&self, explain: bool) -> v1::SpreadRequest {
+        v1::SpreadRequest {
+            seeds: self.seeds.clone(),
+            hops: self.hops,
+            mode: match self.mode {
+                ModeArg::Exact => v1::SpreadMode::Exact.into(),
+                ModeArg::Async => v1::SpreadMode::Async.into(),
+            },
+            decay: self.decay,
+            threshold: self.threshold,
+            normalization: match self.normalization {
+                NormalizationArg::Fan => v1::Normalization::Fan.into(),
+                NormalizationArg::None => v1::Normalization::None.into(),
+            },
+            relations: self.relations.clone(),
+            relation_factors: self.relation_factors.iter().cloned().collect(),
+            revisit_factor: self.revisit_factor,
+            refractory_hops: self.refractory_hops,
+            fan_limit: self.fan_limit,
+            filter: self.filter.clone(),
+            limit: self.limit,
+            explain,
+            consistency: consistency(self.stale),
+            ..Default::default()
+        }
+    }
+}
+
+pub async fn run(args: &SpreadArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
+    // A drawing is made of the paths.
+    let explain = args.explain || client_args.output == Output::Dot;
+    let space = client_args.connect()?.space(&args.space);
+    let answer = space.spread(args.request(explain)).await?;
+    match client_args.output {
+        Output::Dot => line(&dot(&answer.result))?,
+        output => output.print(&json(&answer), || text(&answer, args.explain))?,
+    }
+    Ok(if answer.result.missing_seeds.is_empty() {
+        Exit::Ok
+    } else {
+        Exit::Negative
+    })
+}
+
+fn json(answer: &SpreadAnswer) -> Value {
+    let hops = answer.hops.iter().map(|hop| {
+        json!({
+            "hop": hop.hop,
+            "active_memories": hop.active_memories,
+            "edges_followed": hop.edges_followed,
+        })
+    });
+    let step = |step: &v1::PathStep| json!({ "id": step.id, "relation": step.relation, "share": step.share });
+    let activated = answer.result.activated.iter().map(|memory| {
+        json!({
+            "id": memory.id,
+            "activation": memory.activation,
+            "score": memory.score,
+            "path": memory.path.iter().map(step).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "hops": hops.collect::<Vec<_>>(),
+        "activated": activated.collect::<Vec<_>>(),
+        "activated_total": answer.result.activated_total,
+        "edges_followed": answer.result.edges_followed,
+        "missing_seeds": answer.result.missing_seeds,
+    })
+}
+
+/// The most activated memories, and how far the activation got.
+#[must_use]
+pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
+    let result = &answer.result;
+    let mut headings = vec![">ACTIVATION", "ID"];
+    if explain {
+        headings.push("STRONGEST PATH");
+    }
+    let rows = result.activated.iter().map(|memory| {
+        let mut row = vec![
+            format!("{:.6}", activation(memory.activation)),
+            memory.id.clone(),
+        ];
+        if explain {
+            row.push(path(&memory.path));
+        }
+        row
+    });
+    let mut text = table(&headings, rows);
+    let total = thousands(result.activated_total);
+    let edges = thousands(result.edges_followed);
+    let hops = answer.hops.len();
+    let _ = write!(
+        text,
+        "\n\n{} of {total} activated memories; {edges} associations followed in {hops} hops",
+        result.activated.len()
+    );
+    for seed in &result.missing_seeds {
+        let _ = write!(text, "\nseed {seed}: no such memory");
+    }
+    text
+}
+
+fn activation(integer: u64) -> f64 {
+    integer as f64 / UNIT
+}
+
+/// `dog -hypernym-> canine -hypernym-> carnivore`.
+#[must_use]
+pub fn path(steps: &[v1::PathStep]) -> String {
+    let mut text = String::new();
+    for step in steps {
+        if step.relation.is_empty() {
+            text.push_str(&step.id);
+        } else {
+            let _ = write!(text, " -{}-> {}", step.relation, step.id);
+        }
+    }
+    text
+}
+
+/// The strongest paths as a graph: memories by activation, edges by what they carried.
+fn dot(result: &v1::SpreadResult) -> String {
+    let mut text = String::from("digraph spread {\n  rankdir=LR;\n  node [shape=box];\n");
+    for memory in &result.activated {
+        let label = format!("{}\n{:.4}", memory.id, activation(memory.activation));
+        let _ = writeln!(text, "  {} [label={}];", quoted(&memory.id), quoted(&label));
+    }
+    let mut drawn = BTreeSet::new();
+    for memory in &result.activated {
+        for pair in memory.path.windows(2) {
+            let [from, to] = pair else { continue };
+            if drawn.insert((&from.id, &to.relation, &to.id)) {
+                let (from, to_id) = (quoted(&from.id), quoted(&to.id));
+                let _ = writeln!(
+                    text,
+                    "  {from} -> {to_id} [label={}];",
+                    quoted(&to.relation)
+                );
+            }
+        }
+    }
+    text.push('}');
+    text
+}
+
+fn quoted(text: &str) -> String {
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
+    format!("\"{escaped}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(id: &str, relation: &str) -> v1::PathStep {
+        v1::PathStep {
+            id: id.into(),
+            relation: relation.into(),
+            share: 1,
+        }
+    }
+
+    fn result() -> v1::SpreadResult {
+        let steps = vec![step("dog", ""), step("say \"cat\"", "r")];
+        let activated = vec![v1::Activated {
+            id: "say \"cat\"".into(),
+            activation: 1 << 31,
+            score: 0.5,
+            path: steps,
+        }];
+        v1::SpreadResult {
+            activated,
+            activated_total: 9,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn paths_read_from_seed_to_memory() {
+        assert_eq!(path(&result().activated[0].path), "dog -r-> say \"cat\"");
+    }
+
+    #[test]
+    fn drawings_escape_ids() {
+        let text = dot(&result());
+        assert!(
+            text.contains(r#""dog" -> "say \"cat\"" [label="r"];"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"[label="say \"cat\"\n0.5000"]"#), "{text}");
+    }
+
+    #[test]
+    fn missing_seeds_are_named() {
+        let mut answer = SpreadAnswer {
+            hops: vec![],
+            result: result(),
+        };
+        answer.result.missing_seeds.push("nobody".into());
+        let text = text(&answer, true);
+        assert!(
+            text.contains("1 of 9 activated") && text.contains("seed nobody"),
+            "{text}"
+        );
+    }
+}
