@@ -81,8 +81,6 @@ pub enum InputError {
     OutOfRange { what: &'static str, actual: f64, min: f64, max: f64 },
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    #[error("the stream turned to another space; open one stream per space")]
-    SpaceChanged,
 }
 
 /// Why a spread has no answer.

@@ -22,7 +22,7 @@ macro_rules! serve {
     ($services:ident, $request:ident, $method:ident) => {{
         let admitted = $services.admit(&$request).map_err(|failure| $services.status(&failure))?;
         let result = Box::pin($services.$method($request.into_inner(), admitted.deadline)).await;
-        $services.answer(result)
+        $services.answer(stringify!($method), &admitted, result)
     }};
 }
 
