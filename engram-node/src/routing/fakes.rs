@@ -121,7 +121,12 @@ pub fn still_seams() -> Seams {
     // The network and the disk are those of the system, and are not used.
     let system = system_seams();
     let clock = Arc::new(StillClock::default());
-    Seams { clock, tasks: Arc::new(Inline), entropy: Arc::new(Zeros), ..system }
+    Seams {
+        clock,
+        tasks: Arc::new(Inline),
+        entropy: Arc::new(Zeros),
+        ..system
+    }
 }
 
 /// This node has no replica of anything.

@@ -77,7 +77,17 @@ impl Router {
         here: Here,
     ) -> Self {
         let (local, leaders) = (here.node(), Mutex::default());
-        Self { inner: Arc::new(Inner { seams, local, map, groups, remote, here, leaders }) }
+        Self {
+            inner: Arc::new(Inner {
+                seams,
+                local,
+                map,
+                groups,
+                remote,
+                here,
+                leaders,
+            }),
+        }
     }
 
     #[must_use]

@@ -58,10 +58,22 @@ fn graph() -> Arc<Partition> {
         })
     };
     let mut ops: Vec<Op> = ["a", "b", "c", "d"].map(remember).into();
-    ops.extend([edge("a", "b", 0.9), edge("b", "c", 0.4), edge("c", "d", 0.7)]);
-    ops.extend([edge("d", "a", 1.0), edge("a", "c", 0.2), edge("b", "nobody", 0.5)]);
+    ops.extend([
+        edge("a", "b", 0.9),
+        edge("b", "c", 0.4),
+        edge("c", "d", 0.7),
+    ]);
+    ops.extend([
+        edge("d", "a", 1.0),
+        edge("a", "c", 0.2),
+        edge("b", "nobody", 0.5),
+    ]);
     let ops = (0..).zip(ops).collect();
-    let requester = Requester { client: ClientId([1; 16]), counter: 1, retried: false };
+    let requester = Requester {
+        client: ClientId([1; 16]),
+        counter: 1,
+        retried: false,
+    };
     apply(&partition, write_of(requester, ops));
     partition
 }
@@ -70,19 +82,35 @@ fn registry(partition: &Arc<Partition>) -> Registry {
     let (_, map) = watch::channel(Arc::<ClusterMap>::default());
     let (seams, groups): (_, Arc<dyn Groups>) = (system_seams(), Arc::new(NoGroups));
     let held = Held(vec![(GroupId(1), Arc::clone(partition))]);
-    let here = Here::new(seams.clone(), HERE, map.clone(), Arc::clone(&groups), Arc::new(held));
+    let here = Here::new(
+        seams.clone(),
+        HERE,
+        map.clone(),
+        Arc::clone(&groups),
+        Arc::new(held),
+    );
     let remote = Arc::new(Dialer::new(seams.clone(), Arc::new(NoLinks)));
-    Registry::new(Router::new(seams, map, groups, remote, here), Arc::new(NoLinks))
+    Registry::new(
+        Router::new(seams, map, groups, remote, here),
+        Arc::new(NoLinks),
+    )
 }
 
 fn plan(query: u8, attempt: u32, participants: Vec<ParticipantPlan>) -> SpreadPlan {
-    let seed = Seed { memory: id("a").hash(), slot: id("a").hash_slot(), amount: ONE };
+    let seed = Seed {
+        memory: id("a").hash(),
+        slot: id("a").hash_slot(),
+        amount: ONE,
+    };
     SpreadPlan {
         query: QueryId([query; 16]),
         attempt,
         coordinator: HERE,
         participants,
-        parameters: SpreadParameters { explain: true, ..SpreadParameters::default() },
+        parameters: SpreadParameters {
+            explain: true,
+            ..SpreadParameters::default()
+        },
         filter: String::new(),
         now_millis: 0,
         seeds: vec![seed],
@@ -90,8 +118,14 @@ fn plan(query: u8, attempt: u32, participants: Vec<ParticipantPlan>) -> SpreadPl
 }
 
 fn alone() -> Vec<ParticipantPlan> {
-    let partitions = vec![PartitionPlan { partition: P, slots: SlotRange::ALL }];
-    vec![ParticipantPlan { node: HERE, partitions }]
+    let partitions = vec![PartitionPlan {
+        partition: P,
+        slots: SlotRange::ALL,
+    }];
+    vec![ParticipantPlan {
+        node: HERE,
+        partitions,
+    }]
 }
 
 fn oracle(partition: &Partition, plan: &SpreadPlan) -> SpreadOutcome {
@@ -114,9 +148,14 @@ async fn a_lone_participant_answers_as_the_engine_does() {
     let mut coordinator = Coordinator::new(plan.clone()).unwrap();
     let mut listening = registry.listen(plan.query);
     let (_, start) = coordinator.starts().remove(0);
-    registry.start(start, &HashMap::new(), Duration::from_secs(30)).unwrap();
+    registry
+        .start(start, &HashMap::new(), Duration::from_secs(30))
+        .unwrap();
     let message = listening.reports.recv().await.unwrap();
-    let finished = coordinator.on_report(report(message)).unwrap().expect("the only report");
+    let finished = coordinator
+        .on_report(report(message))
+        .unwrap()
+        .expect("the only report");
     assert_eq!(finished.outcome, oracle(&partition, &plan));
 }
 
@@ -126,20 +165,39 @@ async fn a_later_attempt_replaces_an_earlier_one() {
     let registry = registry(&partition);
     // The other half never answers, so the first attempt waits for its frames.
     let halves = SlotRange::split_evenly(2);
-    let own = PartitionPlan { partition: P, slots: halves[0] };
-    let other = PartitionPlan { partition: PartitionId(8), slots: halves[1] };
+    let own = PartitionPlan {
+        partition: P,
+        slots: halves[0],
+    };
+    let other = PartitionPlan {
+        partition: PartitionId(8),
+        slots: halves[1],
+    };
     let both = vec![
-        ParticipantPlan { node: HERE, partitions: vec![own] },
-        ParticipantPlan { node: NodeId(2), partitions: vec![other] },
+        ParticipantPlan {
+            node: HERE,
+            partitions: vec![own],
+        },
+        ParticipantPlan {
+            node: NodeId(2),
+            partitions: vec![other],
+        },
     ];
     let waiting = Coordinator::new(plan(2, 1, both)).unwrap();
     let mut listening = registry.listen(QueryId([2; 16]));
     let (_, start) = waiting.starts().remove(0);
-    let seedless = engram_core::spread::SpreadStart { seeds: Vec::new(), ..start };
-    registry.start(seedless, &HashMap::new(), Duration::from_secs(30)).unwrap();
+    let seedless = engram_core::spread::SpreadStart {
+        seeds: Vec::new(),
+        ..start
+    };
+    registry
+        .start(seedless, &HashMap::new(), Duration::from_secs(30))
+        .unwrap();
     let again = Coordinator::new(plan(2, 2, alone())).unwrap();
     let (_, start) = again.starts().remove(0);
-    registry.start(start, &HashMap::new(), Duration::from_secs(30)).unwrap();
+    registry
+        .start(start, &HashMap::new(), Duration::from_secs(30))
+        .unwrap();
     loop {
         let message = listening.reports.recv().await.unwrap();
         if message.attempt == 2 {
@@ -154,24 +212,39 @@ async fn who_cannot_take_part_says_so() {
     let registry = registry(&graph());
     let wait = Duration::from_secs(1);
     let start = |participants| {
-        let (_, start) = Coordinator::new(plan(3, 1, participants)).unwrap().starts().remove(0);
+        let (_, start) = Coordinator::new(plan(3, 1, participants))
+            .unwrap()
+            .starts()
+            .remove(0);
         start
     };
     let foreign = vec![ParticipantPlan {
         node: HERE,
-        partitions: vec![PartitionPlan { partition: PartitionId(99), slots: SlotRange::ALL }],
+        partitions: vec![PartitionPlan {
+            partition: PartitionId(99),
+            slots: SlotRange::ALL,
+        }],
     }];
-    let refused = registry.start(start(foreign), &HashMap::new(), wait).unwrap_err();
+    let refused = registry
+        .start(start(foreign), &HashMap::new(), wait)
+        .unwrap_err();
     assert!(refused.contains("partition 99"), "{refused}");
-    let ahead = EdgeContext { sequence: Sequence(1_000), ..EdgeContext::default() };
+    let ahead = EdgeContext {
+        sequence: Sequence(1_000),
+        ..EdgeContext::default()
+    };
     let positions = HashMap::from([(P, ahead)]);
-    let refused = registry.start(start(alone()), &positions, wait).unwrap_err();
+    let refused = registry
+        .start(start(alone()), &positions, wait)
+        .unwrap_err();
     assert!(refused.contains("fell back"), "{refused}");
 }
 
 #[test]
 fn early_frames_are_bounded() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let registry = registry(&graph());
         let frame = |hop| Frame {
@@ -186,7 +259,9 @@ fn early_frames_are_bounded() {
             emitted: 0,
             sections: Vec::new(),
         };
-        let taken = (1..1_000).take_while(|hop| registry.deliver(frame(*hop)).is_ok()).count();
+        let taken = (1..1_000)
+            .take_while(|hop| registry.deliver(frame(*hop)).is_ok())
+            .count();
         assert_eq!(taken, 64);
     });
 }
