@@ -4,7 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_path_buf()
 }
 
 fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -24,8 +27,11 @@ fn mentions(root: &Path, words: &[&str]) -> Vec<PathBuf> {
     rust_files(root, &mut files);
     files.retain(|file| {
         let text = fs::read_to_string(file).expect("a readable file");
-        let code = text.lines().map(|line| line.split("//").next().unwrap_or(""));
-        code.into_iter().any(|line| words.iter().any(|word| line.contains(word)))
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or(""));
+        code.into_iter()
+            .any(|line| words.iter().any(|word| line.contains(word)))
     });
     files
 }
@@ -33,14 +39,24 @@ fn mentions(root: &Path, words: &[&str]) -> Vec<PathBuf> {
 fn assert_only_in(words: &[&str], root: &str, allowed: &[&str]) {
     let root = workspace().join(root);
     for file in mentions(&root, words) {
-        let inside = allowed.iter().any(|place| file.starts_with(root.join(place)));
-        assert!(inside, "{} speaks of {words:?}; only {allowed:?} may", file.display());
+        let inside = allowed
+            .iter()
+            .any(|place| file.starts_with(root.join(place)));
+        assert!(
+            inside,
+            "{} speaks of {words:?}; only {allowed:?} may",
+            file.display()
+        );
     }
 }
 
 #[test]
 fn only_consensus_speaks_openraft() {
-    assert_only_in(&["openraft::", "openraft_multi::"], "engram-node/src", &["consensus"]);
+    assert_only_in(
+        &["openraft::", "openraft_multi::"],
+        "engram-node/src",
+        &["consensus"],
+    );
 }
 
 #[test]
@@ -50,17 +66,35 @@ fn only_membership_speaks_foca() {
 
 #[test]
 fn only_the_seams_touch_the_machine() {
-    let words = ["TcpListener", "TcpStream", "UdpSocket", "SystemTime::now", "Instant::now"];
+    let words = [
+        "TcpListener",
+        "TcpStream",
+        "UdpSocket",
+        "SystemTime::now",
+        "Instant::now",
+    ];
     assert_only_in(&words, "engram-node/src", &["seams", "cli", "demo"]);
 }
 
 #[test]
 fn the_core_is_sans_io() {
-    let words = ["tokio", "tonic", "openraft", "std::thread", "SystemTime", "Instant::now", "HashMap"];
+    let words = [
+        "tokio",
+        "tonic",
+        "openraft",
+        "std::thread",
+        "SystemTime",
+        "Instant::now",
+        "HashMap",
+    ];
     assert_only_in(&words, "engram-core/src", &[]);
-    let manifest = fs::read_to_string(workspace().join("engram-core/Cargo.toml")).expect("manifest");
+    let manifest =
+        fs::read_to_string(workspace().join("engram-core/Cargo.toml")).expect("manifest");
     for dependency in ["tokio", "tonic", "openraft"] {
-        assert!(!manifest.contains(dependency), "engram-core must not depend on {dependency}");
+        assert!(
+            !manifest.contains(dependency),
+            "engram-core must not depend on {dependency}"
+        );
     }
 }
 

@@ -235,6 +235,16 @@ impl Consensus {
     }
 }
 
+#[cfg(test)]
+impl Consensus {
+    /// Stops all groups at once, without handing anything over.
+    pub async fn stop_groups_for_test(&self) {
+        let groups = self.inner.all_groups();
+        futures::future::join_all(groups.iter().map(|group| group.stop("killed"))).await;
+        self.inner.groups.write().clear();
+    }
+}
+
 impl Inner {
     pub fn group(&self, group: GroupId) -> Option<Arc<Group>> {
         self.groups.read().get(&group).cloned()

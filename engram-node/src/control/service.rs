@@ -1,15 +1,12 @@
-//! The control plane's service on the peer port: joining, commands that travel to the leader, and
-//! what the waiting creator of a space asks.
+//! The control plane's service on the peer port: joining, and commands that travel to the leader.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use engram_core::types::PartitionId;
 use engram_proto::peer::control_server::{Control, ControlServer};
 use engram_proto::peer::{
-    ExecuteRequest, ExecuteResponse, JoinRequest, JoinResponse, NotExecuted, PartitionState,
-    PartitionStatesRequest, PartitionStatesResponse, execute_response::Answer,
+    ExecuteRequest, ExecuteResponse, JoinRequest, JoinResponse, NotExecuted,
+    execute_response::Answer,
 };
 use tonic::{Request, Response, Status};
 
@@ -18,25 +15,21 @@ use super::map::ClusterId;
 use super::plane::{ControlError, ControlPlane};
 use super::wire;
 use crate::consensus::ProposeError;
-use crate::placement::LocalPartitions;
 
 /// How long a joining node is kept waiting for its id.
 const JOIN_WAIT: Duration = Duration::from_secs(5);
 /// Longest wait that a forwarded command may ask for.
 const EXECUTE_WAIT_MAX: Duration = Duration::from_secs(30);
-/// Partitions that one request may ask about.
-const PARTITIONS_MAX: usize = 4_096;
 
-/// The service. `local` knows what runs on this node.
+/// The service.
 pub struct ControlService {
     plane: ControlPlane,
-    local: Arc<dyn LocalPartitions>,
 }
 
 impl ControlService {
     #[must_use]
-    pub fn server(plane: ControlPlane, local: Arc<dyn LocalPartitions>) -> ControlServer<Self> {
-        ControlServer::new(Self { plane, local })
+    pub fn server(plane: ControlPlane) -> ControlServer<Self> {
+        ControlServer::new(Self { plane })
     }
 }
 
@@ -115,29 +108,6 @@ impl Control for ControlService {
         Ok(Response::new(ExecuteResponse {
             answer: Some(answer),
         }))
-    }
-
-    async fn partition_states(
-        &self,
-        request: Request<PartitionStatesRequest>,
-    ) -> Result<Response<PartitionStatesResponse>, Status> {
-        let request = request.into_inner();
-        check_cluster(self.plane.cluster(), &request.cluster)?;
-        if request.partitions.len() > PARTITIONS_MAX {
-            return Err(Status::invalid_argument(format!(
-                "at most {PARTITIONS_MAX} partitions"
-            )));
-        }
-        let state = |partition: u64| {
-            let state = self.local.state(PartitionId(partition))?;
-            Some(PartitionState {
-                partition,
-                primary: state.primary,
-                epoch: state.epoch,
-            })
-        };
-        let partitions = request.partitions.into_iter().filter_map(state).collect();
-        Ok(Response::new(PartitionStatesResponse { partitions }))
     }
 }
 

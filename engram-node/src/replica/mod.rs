@@ -1,28 +1,153 @@
-//! stub
+//! The data groups' partitions on this node.
+//!
+//! [`Replicas`] is the registry that routing and the services read; it gives consensus the
+//! machine of each data group and drives the index jobs of all partitions. [`machine`] applies
+//! log entries to the partitions of one group; [`jobs`] links windows on blocking threads and
+//! saves the links now and then, so that a restart need not link again. What must hold: a
+//! partition is in the registry only while its state is whole; which partitions a group has is
+//! itself state of the group, changed by its log.
+
+mod group;
+mod jobs;
+mod machine;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engram_core::partition::{OpenError, Partition};
+use engram_core::storage::{Batch, Durability, Storage};
+use engram_core::types::{GroupId, PartitionId};
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+
+use self::group::GroupPartitions;
+pub use self::machine::DataMachine;
 use crate::consensus::{Machine, MachineError, MachineFactory};
 use crate::seams::Seams;
-use engram_core::partition::Partition;
-use engram_core::storage::Storage;
-use engram_core::types::{GroupId, PartitionId};
-use std::path::Path;
-use std::sync::Arc;
-pub struct Replicas;
+
+/// All partitions that have a replica on this node.
+pub struct Replicas {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    seams: Seams,
+    storage: Arc<dyn Storage>,
+    /// Links of the partitions, one file each.
+    index_dir: PathBuf,
+    open: RwLock<BTreeMap<PartitionId, (GroupId, Arc<Partition>)>>,
+    /// Woken when a partition may have a job.
+    work: Arc<Notify>,
+}
+
 impl Replicas {
-    pub fn new(_: Seams, _: Arc<dyn Storage>, _: &Path) -> Arc<Self> {
-        Arc::new(Self)
+    /// Starts the job runner; the partitions come with their groups.
+    #[must_use]
+    pub fn new(seams: Seams, storage: Arc<dyn Storage>, data_dir: &Path) -> Arc<Self> {
+        let shared = Arc::new(Shared {
+            seams,
+            storage,
+            index_dir: data_dir.join("index"),
+            open: RwLock::default(),
+            work: Arc::default(),
+        });
+        jobs::start(&shared);
+        Arc::new(Self { shared })
     }
-    pub fn partition(&self, _: PartitionId) -> Option<Arc<Partition>> {
-        None
+
+    #[must_use]
+    pub fn partition(&self, partition: PartitionId) -> Option<Arc<Partition>> {
+        self.shared
+            .open
+            .read()
+            .get(&partition)
+            .map(|(_, open)| Arc::clone(open))
     }
+
+    /// All of them, in the order of their ids.
+    #[must_use]
     pub fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
-        Vec::new()
+        self.shared.all()
+    }
+
+    /// Saves the links of all partitions, for a quick start next time. To be called when no more
+    /// entries are applied.
+    pub async fn save_indexes(&self) {
+        let shared = Arc::clone(&self.shared);
+        self.shared
+            .seams
+            .blocking(move || jobs::save_all(&shared, &mut BTreeMap::new()))
+            .await;
     }
 }
-impl MachineFactory for Replicas {
-    fn open(&self, _: GroupId) -> Result<Arc<dyn Machine>, MachineError> {
-        Err(MachineError::Snapshot("stub".into()))
+
+impl Shared {
+    fn all(&self) -> Vec<(GroupId, Arc<Partition>)> {
+        self.open.read().values().cloned().collect()
     }
-    fn destroy(&self, _: GroupId) -> Result<(), MachineError> {
+
+    fn register(&self, group: GroupId, partition: Arc<Partition>) {
+        self.open.write().insert(partition.id(), (group, partition));
+        self.work.notify_one();
+    }
+
+    fn unregister(&self, partition: PartitionId) {
+        self.open.write().remove(&partition);
+    }
+
+    fn unregister_group(&self, group: GroupId) {
+        self.open.write().retain(|_, (of, _)| *of != group);
+    }
+
+    fn get(&self, partition: PartitionId) -> Option<Arc<Partition>> {
+        self.open
+            .read()
+            .get(&partition)
+            .map(|(_, open)| Arc::clone(open))
+    }
+
+    fn index_file(&self, partition: PartitionId) -> PathBuf {
+        self.index_dir.join(format!("{:016x}.snap", partition.0))
+    }
+
+    /// Blocks. Removes the links' file; a left-over is harmless, since ids are never reused.
+    fn remove_index_file(&self, partition: PartitionId) {
+        if let Err(error) = self.seams.disk.remove_file(&self.index_file(partition)) {
+            tracing::warn!(%partition, %error, "cannot remove an index file");
+        }
+    }
+
+    /// Blocks. Opens a partition with the links that were saved, when there are any.
+    fn open_partition(&self, partition: PartitionId) -> Result<Arc<Partition>, OpenError> {
+        let storage = Arc::clone(&self.storage);
+        match self.seams.disk.open_file(&self.index_file(partition)) {
+            Ok(mut links) => Partition::open(storage, partition, Some(&mut links)),
+            Err(_) => Partition::open(storage, partition, None),
+        }
+    }
+}
+
+impl MachineFactory for Replicas {
+    fn open(&self, group: GroupId) -> Result<Arc<dyn Machine>, MachineError> {
+        let machine = DataMachine::open(group, Arc::clone(&self.shared))?;
+        Ok(Arc::new(machine))
+    }
+
+    fn destroy(&self, group: GroupId) -> Result<(), MachineError> {
+        let partitions = GroupPartitions::load(group, self.shared.storage.as_ref())?;
+        self.shared.unregister_group(group);
+        let mut batch = Batch::new();
+        for partition in &partitions.alive {
+            Partition::drop_state(*partition, &mut batch);
+        }
+        GroupPartitions::delete(group, &mut batch);
+        self.shared.storage.write(batch, Durability::Buffered)?;
+        for partition in &partitions.alive {
+            self.shared.remove_index_file(*partition);
+        }
         Ok(())
     }
 }

@@ -134,6 +134,9 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         edges: status.edges,
         index_tail: u64::from(status.index.tail),
         overlay_deltas: status.overlay_deltas as u64,
+        // Known to consensus only: the caller fills them in.
+        leader: 0,
+        epoch: 0,
     }
 }
 

@@ -8,6 +8,7 @@ use engram_core::limits::COMMAND_BYTES_MAX;
 use engram_core::partition::{LocalChange, LocalError, Partition};
 use engram_core::types::{ActorId, EdgeContext, GroupId, Hlc, NodeId, PartitionId, Unit};
 use engram_proto::convert::{decode_applied, encode_group_command};
+use engram_proto::peer::served::Answer;
 use engram_proto::peer::{ReadQuery, Served};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -65,6 +66,12 @@ impl Here {
         self.inner.locals.partitions()
     }
 
+    /// Whether a replica here has seen what somebody who has seen `position` must see.
+    #[must_use]
+    pub fn covers(&self, replica: &Partition, position: &EdgeContext) -> bool {
+        covers(&replica.context(), position)
+    }
+
     #[must_use]
     pub fn leads(&self, group: GroupId) -> bool {
         self.inner.groups.leadership(group).leader == Some(self.inner.node)
@@ -72,7 +79,7 @@ impl Here {
 
     /// The partition's replica and group here.
     fn replica(&self, partition: PartitionId) -> Result<(GroupId, Arc<Partition>), Refusal> {
-        let group = self.inner.map.borrow().partition(partition).map(|record| record.group);
+        let group = self.inner.map.borrow().partition(partition).map(|(_, record)| record.group);
         let replica = self.inner.locals.partition(partition);
         group.zip(replica).ok_or(Refusal::NoReplica)
     }
@@ -143,7 +150,14 @@ impl Here {
             }
             ReadAt::Session(_) | ReadAt::Stale => {}
         }
-        self.inner.seams.blocking(move || answer::execute(&replica, &query)).await
+        let execute = move || answer::execute(&replica, &query);
+        let mut served = self.inner.seams.blocking(execute).await?;
+        if let Some(Answer::Status(status)) = &mut served.answer {
+            let leadership = self.inner.groups.leadership(group);
+            status.leader = leadership.leader.map_or(0, |node| node.0);
+            status.epoch = leadership.epoch;
+        }
+        Ok(served)
     }
 
     /// Accepts edge changes into this replica's overlay. On disk here when it returns.

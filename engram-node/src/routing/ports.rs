@@ -15,6 +15,8 @@ use engram_proto::peer::{
 use tonic::transport::Channel;
 
 use crate::consensus::{BarrierError, Consensus, Leadership, ProposeError};
+use crate::replica::Replicas;
+use crate::transport::Peers;
 
 /// The Raft groups of this node.
 #[async_trait]
@@ -61,10 +63,26 @@ pub trait Locals: Send + Sync {
     fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)>;
 }
 
+impl Locals for Replicas {
+    fn partition(&self, partition: PartitionId) -> Option<Arc<Partition>> {
+        Self::partition(self, partition)
+    }
+
+    fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
+        Self::partitions(self)
+    }
+}
+
 /// Connections to the other nodes.
 pub trait Links: Send + Sync {
     /// `None` when the node's address is not known.
     fn channel(&self, node: NodeId) -> Option<Channel>;
+}
+
+impl Links for Peers {
+    fn channel(&self, node: NodeId) -> Option<Channel> {
+        Self::channel(self, node).ok()
+    }
 }
 
 /// Why a call to another node has no answer.

@@ -39,6 +39,7 @@ impl From<ProposeError> for Refusal {
             ProposeError::Unknown { .. } => Self::Unknown(text),
             ProposeError::Stopped { .. } => Self::Stopped(text),
             ProposeError::Overloaded { .. } => Self::Overloaded(text),
+            ProposeError::TooLarge { .. } => Self::Invalid(text),
         }
     }
 }

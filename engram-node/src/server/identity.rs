@@ -115,7 +115,8 @@ mod tests {
         first.become_member(&storage, member).expect("stored");
 
         // Whatever the machine loses, it is not this.
-        let second = NodeIdentity::open(&storage.crash(0), &seams).expect("opens");
+        let storage = storage.crash(0);
+        let second = NodeIdentity::open(&storage, &seams).expect("opens");
         assert_eq!(
             (second.identity, second.member),
             (first.identity, Some(member))

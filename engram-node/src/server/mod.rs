@@ -10,12 +10,14 @@
 //! leadership over before the peer port closes.
 
 mod assembly;
+mod cut;
 pub mod entry;
 mod grpc;
 pub mod identity;
 pub mod logging;
 mod machines;
 pub mod ports;
+mod scope;
 mod serving;
 mod watchers;
 
@@ -26,15 +28,20 @@ use std::time::Duration;
 use engram_core::storage::{Batch, Durability, Storage, StorageError};
 use engram_core::types::NodeId;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::consensus::{Consensus, StartError};
 use crate::control::ControlPlane;
+use crate::replica::Replicas;
 use crate::seams::Seams;
 use crate::security::{ExposureError, SecurityError};
 use grpc::Stops;
 use ports::Advertised;
+
+/// How long a stopping node waits for its tasks to let go of the store.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
+const CLOSE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +83,7 @@ pub struct Server {
     advertised: Advertised,
     plane: ControlPlane,
     consensus: Consensus,
+    replicas: Arc<Replicas>,
     storage: Arc<dyn Storage>,
     client: Stops,
     peer: Stops,
@@ -84,6 +92,9 @@ pub struct Server {
     /// Closed when no task of the client port runs any more.
     client_done: mpsc::Receiver<()>,
     peer_done: mpsc::Receiver<()>,
+    /// Dropped last, and with it every task of the node. A server that is dropped without
+    /// [`Server::stop`] ends as in a crash.
+    end: DropGuard,
 }
 
 /// Starts a node; it serves clients when this returns.
@@ -135,20 +146,35 @@ impl Server {
             tracing::warn!(grace = ?self.grace, "requests were still in flight");
         }
         self.client.serving.cancel();
-        self.consensus.shutdown().await;
         self.background.cancel();
+        self.consensus.shutdown().await;
+        self.replicas.save_indexes().await;
         self.peer.accepting.cancel();
         self.peer.serving.cancel();
         self.peer_done.recv().await;
-        let storage = Arc::clone(&self.storage);
-        let flushed = self
-            .seams
-            .blocking(move || storage.write(Batch::new(), Durability::Sync))
-            .await;
-        if let Err(error) = flushed {
+        self.close_store().await;
+    }
+
+    /// Syncs the store and waits until the last task has let go of it, so that the data directory
+    /// can be opened again.
+    async fn close_store(self) {
+        let Self { seams, plane, consensus, replicas, storage, end, .. } = self;
+        let node = plane.local().0;
+        drop((plane, consensus, replicas, end));
+        let store = Arc::downgrade(&storage);
+        let synced = seams.blocking(move || storage.write(Batch::new(), Durability::Sync)).await;
+        if let Err(error) = synced {
             tracing::error!(%error, "the store was not synced");
         }
-        tracing::info!(node = self.node().0, "stopped");
+        let begun = seams.clock.monotonic();
+        while store.strong_count() > 0 {
+            if seams.clock.monotonic().saturating_sub(begun) > CLOSE_WAIT {
+                tracing::warn!(node, "the store is still in use");
+                break;
+            }
+            seams.clock.sleep(CLOSE_PAUSE).await;
+        }
+        tracing::info!(node, "stopped");
     }
 }
 

@@ -12,9 +12,8 @@ use super::grpc::{self, Stops};
 use super::watchers::{self, NodeHealth};
 use crate::control::service::ControlService;
 use crate::liveness::Heartbeats;
-use crate::membership::Membership;
-use crate::placement::spaces::Spaces;
 use crate::seams::Listener;
+use crate::services::{Services, client_services, peer_services};
 
 /// Services of the public API, as reflection lists them.
 const REFLECTED: [&str; 3] = [
@@ -29,13 +28,12 @@ impl Parts {
         listener: Box<dyn Listener>,
         core: &Core,
         beats: &Heartbeats,
+        services: &Services,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
         let routes = Routes::new(core.consensus.raft_service())
-            .add_service(ControlService::server(
-                core.plane.clone(),
-                core.local_partitions(),
-            ))
+            .add_service(ControlService::server(core.plane.clone()))
             .add_service(beats.server());
+        let routes = peer_services(routes, services);
         let stops = Stops::default();
         let port = grpc::peer_port(listener, routes, &self.security, &stops)?;
         Ok((stops, self.spawn_port("peer-port", port)))
@@ -44,17 +42,10 @@ impl Parts {
     pub(super) fn serve_clients(
         &self,
         listener: Box<dyn Listener>,
-        core: &Core,
-        membership: &Membership,
+        services: &Services,
         health: &Arc<NodeHealth>,
         background: &CancellationToken,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
-        let _spaces = Spaces {
-            seams: self.seams.clone(),
-            plane: core.plane.clone(),
-            membership: membership.clone(),
-            peers: core.peers.clone(),
-        };
         let (reporter, health_service) = tonic_health::server::health_reporter();
         let report = watchers::report_health(
             self.seams.clone(),
@@ -66,6 +57,7 @@ impl Parts {
         let routes = Routes::new(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
+        let routes = client_services(routes, services);
         let stops = Stops::default();
         let limits = self.config.limits;
         let port = grpc::client_port(listener, routes, &self.security, limits, &stops)?;

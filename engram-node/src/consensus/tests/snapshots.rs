@@ -1,0 +1,88 @@
+//! Replicas that can only catch up by a snapshot.
+
+use engram_core::types::NodeId;
+
+use super::GROUP;
+use super::cluster::Cluster;
+use crate::consensus::ConsensusConfig;
+
+fn snapshot_often(config: &mut ConsensusConfig) {
+    config.snapshot_every_entries = 50;
+    config.keep_entries = 5;
+}
+
+async fn write_beyond_a_purge(cluster: &Cluster, leader: NodeId) {
+    for key in 0..200 {
+        cluster
+            .put(leader, &format!("k{key}"), &key.to_string())
+            .await
+            .unwrap();
+    }
+    cluster
+        .eventually("the log was purged", || cluster.log_records(leader) < 150)
+        .await;
+}
+
+fn has_all(cluster: &Cluster, node: NodeId) -> bool {
+    (0..200).all(|key| cluster.get(node, &format!("k{key}")) == Some(key.to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_replica_catches_up_after_a_purge() {
+    let cluster = Cluster::start_with(3, snapshot_often).await;
+    let leader = cluster.leader().await;
+    let late = cluster.others(leader)[0];
+    cluster.put(leader, "before", "1").await.unwrap();
+    cluster
+        .eventually("it is there", || cluster.get(late, "before").is_some())
+        .await;
+    cluster.kill(late).await;
+    write_beyond_a_purge(&cluster, leader).await;
+    cluster.restart(late).await;
+    cluster
+        .eventually("the late replica has all", || has_all(&cluster, late))
+        .await;
+    // What came by snapshot survives the next crash like everything else.
+    let leader = cluster.leader().await;
+    cluster.put(leader, "after", "1").await.unwrap();
+    cluster
+        .eventually("it follows again", || cluster.get(late, "after").is_some())
+        .await;
+    cluster.kill(late).await;
+    cluster.restart(late).await;
+    cluster
+        .eventually("it is all there again", || {
+            has_all(&cluster, late) && cluster.get(late, "after").is_some()
+        })
+        .await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_member_begins_with_a_snapshot() {
+    let cluster = Cluster::start_with(3, snapshot_often).await;
+    let leader = cluster.leader().await;
+    write_beyond_a_purge(&cluster, leader).await;
+    let fresh = NodeId(4);
+    let address = cluster.add_node(fresh).await;
+    let consensus = cluster.consensus(leader);
+    consensus
+        .add_member(GROUP, fresh, address.clone(), true)
+        .await
+        .unwrap();
+    consensus
+        .add_member(GROUP, fresh, address, true)
+        .await
+        .unwrap();
+    cluster
+        .eventually("the new member has all", || has_all(&cluster, fresh))
+        .await;
+    // It counts: with one of the four gone there is still a majority of three.
+    let gone = cluster.others(leader)[0];
+    cluster.kill(gone).await;
+    cluster.put(leader, "after", "1").await.unwrap();
+    cluster
+        .eventually("it follows", || cluster.get(fresh, "after").is_some())
+        .await;
+    cluster.shutdown().await;
+}

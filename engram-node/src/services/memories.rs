@@ -1,0 +1,170 @@
+//! The services of `engram.v1` as tonic calls them: admit, carry out, answer. Nothing else.
+
+use engram_proto::v1::cluster_server::Cluster;
+use engram_proto::v1::memories_server::Memories;
+use engram_proto::v1::spaces_server::Spaces;
+use engram_proto::v1::{
+    AssociateRequest, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
+    DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
+    ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
+    ListNodesRequest, ListNodesResponse, ListPartitionsRequest, ListPartitionsResponse,
+    ListSpacesRequest, ListSpacesResponse, NeighborsRequest, NeighborsResponse, RecallRequest,
+    RecallResponse, RememberRequest, RememberResponse, Space, SpreadEvent, SpreadRequest,
+    StatusRequest, StatusResponse, StrengthenRequest, VerifyRequest, VerifyResponse,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Services;
+use super::bulk::Answers;
+
+/// Admits a call, runs the method on it with its deadline, and turns a failure into a status.
+macro_rules! serve {
+    ($services:ident, $request:ident, $method:ident) => {{
+        let admitted = $services.admit(&$request).map_err(|failure| $services.status(&failure))?;
+        let result = Box::pin($services.$method($request.into_inner(), admitted.deadline)).await;
+        $services.answer(result)
+    }};
+}
+
+#[tonic::async_trait]
+impl Memories for Services {
+    type SpreadStream = Answers<SpreadEvent>;
+    type ImportStream = Answers<ImportAck>;
+    type ExportStream = Answers<ExportBatch>;
+
+    async fn remember(
+        &self,
+        request: Request<RememberRequest>,
+    ) -> Result<Response<RememberResponse>, Status> {
+        serve!(self, request, remember)
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        serve!(self, request, get)
+    }
+
+    async fn forget(
+        &self,
+        request: Request<ForgetRequest>,
+    ) -> Result<Response<ForgetResponse>, Status> {
+        serve!(self, request, forget)
+    }
+
+    async fn associate(
+        &self,
+        request: Request<AssociateRequest>,
+    ) -> Result<Response<EdgeChangeResponse>, Status> {
+        serve!(self, request, associate)
+    }
+
+    async fn strengthen(
+        &self,
+        request: Request<StrengthenRequest>,
+    ) -> Result<Response<EdgeChangeResponse>, Status> {
+        serve!(self, request, strengthen)
+    }
+
+    async fn dissociate(
+        &self,
+        request: Request<DissociateRequest>,
+    ) -> Result<Response<EdgeChangeResponse>, Status> {
+        serve!(self, request, dissociate)
+    }
+
+    async fn neighbors(
+        &self,
+        request: Request<NeighborsRequest>,
+    ) -> Result<Response<NeighborsResponse>, Status> {
+        serve!(self, request, neighbors)
+    }
+
+    async fn recall(
+        &self,
+        request: Request<RecallRequest>,
+    ) -> Result<Response<RecallResponse>, Status> {
+        serve!(self, request, recall)
+    }
+
+    async fn spread(
+        &self,
+        request: Request<SpreadRequest>,
+    ) -> Result<Response<Self::SpreadStream>, Status> {
+        serve!(self, request, spread)
+    }
+
+    async fn import(
+        &self,
+        request: Request<Streaming<ImportBatch>>,
+    ) -> Result<Response<Self::ImportStream>, Status> {
+        Ok(Response::new(self.import_stream(request.into_inner())))
+    }
+
+    async fn export(
+        &self,
+        request: Request<ExportRequest>,
+    ) -> Result<Response<Self::ExportStream>, Status> {
+        serve!(self, request, export)
+    }
+}
+
+#[tonic::async_trait]
+impl Spaces for Services {
+    async fn create_space(
+        &self,
+        request: Request<CreateSpaceRequest>,
+    ) -> Result<Response<Space>, Status> {
+        serve!(self, request, create_space)
+    }
+
+    async fn list_spaces(
+        &self,
+        _request: Request<ListSpacesRequest>,
+    ) -> Result<Response<ListSpacesResponse>, Status> {
+        Ok(Response::new(self.list_spaces()))
+    }
+
+    async fn describe_space(
+        &self,
+        request: Request<DescribeSpaceRequest>,
+    ) -> Result<Response<DescribeSpaceResponse>, Status> {
+        serve!(self, request, describe_space)
+    }
+
+    async fn drop_space(
+        &self,
+        request: Request<DropSpaceRequest>,
+    ) -> Result<Response<DropSpaceResponse>, Status> {
+        serve!(self, request, drop_space)
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for Services {
+    async fn status(
+        &self,
+        request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        serve!(self, request, cluster_status)
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        serve!(self, request, list_nodes)
+    }
+
+    async fn list_partitions(
+        &self,
+        request: Request<ListPartitionsRequest>,
+    ) -> Result<Response<ListPartitionsResponse>, Status> {
+        serve!(self, request, list_partitions)
+    }
+
+    async fn verify(
+        &self,
+        request: Request<VerifyRequest>,
+    ) -> Result<Response<VerifyResponse>, Status> {
+        serve!(self, request, verify)
+    }
+}

@@ -1,0 +1,124 @@
+//! The gRPC services: `engram.v1` for clients, and what nodes ask of each other besides Raft.
+//!
+//! A call is admitted ([`admission`]), its input checked ([`input`]), carried out by one verb file
+//! through [`Router`], and its failure turned into a status in one place ([`status`]). Services
+//! hold no state of the data: everything they answer comes from partitions and the cluster map.
+//!
+//! What must hold: bad input changes nothing; an error says what may have happened; whatever is
+//! held for a call (permits, running spreads) is released at its deadline.
+
+mod admission;
+mod bulk;
+mod cluster;
+mod controls;
+mod edges;
+mod failure;
+mod input;
+mod memories;
+mod overlay;
+mod reads;
+mod recall;
+mod server;
+mod spaces;
+mod spread;
+mod status;
+mod survey;
+mod token;
+mod verify;
+mod writes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::types::NodeId;
+use tokio::sync::Semaphore;
+
+use crate::consensus::Consensus;
+use crate::control::plane::ControlPlane;
+use crate::membership::Membership;
+use crate::replica::Replicas;
+use crate::routing::{Dialer, Groups, Here, Links, Router};
+use crate::seams::Seams;
+use crate::transport::Peers;
+
+pub use controls::{ControlFailure, Controls};
+pub use server::{client_services, peer_services};
+
+/// How long a call may take that names no deadline, and any call at most.
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+pub const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Calls of clients that a node works on at once.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 1_024;
+
+/// Everything the services work with. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    router: Router,
+    controls: Arc<dyn Controls>,
+    membership: Membership,
+    links: Arc<dyn Links>,
+    requests: Arc<Semaphore>,
+    own: admission::OwnRequests,
+    spreads: spread::Registry,
+}
+
+/// The parts of a node that the services are made of.
+pub struct Parts {
+    pub seams: Seams,
+    pub node: NodeId,
+    pub consensus: Consensus,
+    pub replicas: Arc<Replicas>,
+    pub peers: Peers,
+    pub plane: ControlPlane,
+    pub membership: Membership,
+}
+
+impl Services {
+    /// The services of a node. [`Self::start`] starts what runs beside the calls.
+    #[must_use]
+    pub fn assemble(parts: Parts) -> Self {
+        let Parts { seams, node, consensus, replicas, peers, plane, membership } = parts;
+        let groups: Arc<dyn Groups> = Arc::new(consensus);
+        let links: Arc<dyn Links> = Arc::new(peers);
+        let remote = Arc::new(Dialer::new(seams.clone(), Arc::clone(&links)));
+        let here =
+            Here::new(seams.clone(), node, plane.watch(), Arc::clone(&groups), replicas);
+        let router = Router::new(seams, plane.watch(), groups, remote, here);
+        Self::new(router, Arc::new(plane), membership, links)
+    }
+
+    #[must_use]
+    pub fn new(
+        router: Router,
+        controls: Arc<dyn Controls>,
+        membership: Membership,
+        links: Arc<dyn Links>,
+    ) -> Self {
+        let spreads = spread::Registry::new(router.clone(), Arc::clone(&links));
+        Self {
+            inner: Arc::new(Inner {
+                router,
+                controls,
+                membership,
+                links,
+                requests: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)),
+                own: admission::OwnRequests::default(),
+                spreads,
+            }),
+        }
+    }
+
+    fn router(&self) -> &Router {
+        &self.inner.router
+    }
+
+    /// Starts what runs beside the calls: the exchange and adoption of overlay deltas.
+    pub fn start(&self) {
+        overlay::start(self.inner.router.clone(), Arc::clone(&self.inner.links));
+    }
+}

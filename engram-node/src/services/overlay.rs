@@ -1,0 +1,195 @@
+//! Anti-entropy of overlay deltas (ADR 0003): every replica exchanges what it holds with the other
+//! replicas of its partitions, and the primary brings what it holds into the log.
+//!
+//! What must hold: whatever one replica accepted reaches all that can be dialled, whatever the
+//! membership believes of them; joining twice changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::command::{OverlayDelta, PartitionCommand};
+use engram_core::partition::{LocalError, Partition};
+use engram_core::types::{GroupId, NodeId, OverlayContext, PartitionId};
+use engram_proto::convert::DecodeError;
+use engram_proto::peer::overlay_client::OverlayClient;
+use engram_proto::peer::overlay_server::Overlay;
+use engram_proto::peer::OverlayExchange;
+use futures::{StreamExt as _, stream};
+use tonic::{Request, Response, Status};
+
+use crate::routing::{Links, MESSAGE_BYTES_MAX, Router};
+
+/// Pause between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// A partition whose overlay is empty here is exchanged in every so many rounds only.
+const QUIET_ROUNDS: u64 = 8;
+/// Estimated size of the deltas of one message.
+const EXCHANGE_BYTES_MAX: usize = 1 << 20;
+/// Messages to one replica in one round.
+const EXCHANGES_PER_ROUND_MAX: u32 = 16;
+/// Deltas that one command brings into the log.
+const ADOPTED_PER_COMMAND_MAX: usize = 1_024;
+/// How long one exchange, or one adoption, may take.
+const EXCHANGE_WAIT: Duration = Duration::from_millis(2_000);
+/// Partitions that are exchanged at once.
+const EXCHANGES_IN_FLIGHT_MAX: usize = 8;
+
+/// Runs the rounds until the process ends.
+pub fn start(router: Router, links: Arc<dyn Links>) {
+    let seams = router.seams().clone();
+    let rounds = Rounds { router, links };
+    seams.clone().spawn("overlay exchange", async move {
+        for round in 0_u64.. {
+            seams.clock.sleep(ROUND_PAUSE).await;
+            rounds.run(round).await;
+        }
+    });
+}
+
+struct Rounds {
+    router: Router,
+    links: Arc<dyn Links>,
+}
+
+impl Rounds {
+    async fn run(&self, round: u64) {
+        let map = self.router.map();
+        let due = self.router.here().partitions().into_iter().filter(|(_, partition)| {
+            let id = partition.id();
+            let waiting = partition.status().overlay_deltas > 0;
+            waiting || (round + id.0).is_multiple_of(QUIET_ROUNDS)
+        });
+        let mut work = Vec::new();
+        for (group, partition) in due {
+            let nodes = map.replicas(group).iter().copied();
+            let others: Vec<NodeId> =
+                nodes.filter(|node| *node != self.router.local()).collect();
+            work.push((group, partition, others));
+        }
+        stream::iter(work)
+            .for_each_concurrent(EXCHANGES_IN_FLIGHT_MAX, |(group, partition, others)| async move {
+                self.one(group, &partition, others).await;
+            })
+            .await;
+    }
+
+    /// Exchanges one partition with its other replicas, then adopts what is held here if this
+    /// node leads.
+    async fn one(&self, group: GroupId, partition: &Arc<Partition>, others: Vec<NodeId>) {
+        for node in others {
+            if let Err(reason) = self.exchange(node, partition).await {
+                let partition = partition.id();
+                tracing::debug!(%partition, %node, reason, "overlay exchange failed");
+            }
+        }
+        if self.router.here().leads(group) {
+            self.adopt(partition).await;
+        }
+    }
+
+    /// Until neither side has anything that the other lacks, or the round's bound is reached.
+    async fn exchange(&self, node: NodeId, partition: &Arc<Partition>) -> Result<(), String> {
+        let channel = self.links.channel(node).ok_or("its address is not known")?;
+        let mut client = OverlayClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut deltas: Vec<OverlayDelta> = Vec::new();
+        for _ in 0..EXCHANGES_PER_ROUND_MAX {
+            let request = message(partition, &deltas);
+            let call = client.exchange(request);
+            let answer = self.router.seams().timeout(EXCHANGE_WAIT, Box::pin(call)).await;
+            let answer = answer.map_err(|error| error.to_string())?;
+            let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+            if answer.no_replica {
+                return Ok(());
+            }
+            let (seen, received) = parts(answer).map_err(|error| error.to_string())?;
+            let got = received.len();
+            self.receive(partition, received).await.map_err(|error| error.to_string())?;
+            deltas = partition.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
+            if deltas.is_empty() && got == 0 {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn receive(
+        &self,
+        partition: &Arc<Partition>,
+        deltas: Vec<OverlayDelta>,
+    ) -> Result<(), LocalError> {
+        if deltas.is_empty() {
+            return Ok(());
+        }
+        let partition = Arc::clone(partition);
+        let receive = move || partition.receive_overlay(&deltas).map(drop);
+        self.router.seams().blocking(receive).await
+    }
+
+    async fn adopt(&self, partition: &Arc<Partition>) {
+        let deltas = partition.adoptable(ADOPTED_PER_COMMAND_MAX);
+        if deltas.is_empty() {
+            return;
+        }
+        let command = PartitionCommand::Adopt { deltas };
+        let adopted = self.router.here().propose(partition.id(), command, EXCHANGE_WAIT).await;
+        if let Err(reason) = adopted {
+            // They stay in the overlay, and the next round tries again.
+            tracing::debug!(partition = %partition.id(), %reason, "overlay deltas not adopted");
+        }
+    }
+}
+
+fn message(partition: &Partition, deltas: &[OverlayDelta]) -> OverlayExchange {
+    OverlayExchange {
+        partition: partition.id().0,
+        seen: Some((&partition.overlay_context()).into()),
+        deltas: deltas.iter().map(Into::into).collect(),
+        no_replica: false,
+    }
+}
+
+fn parts(message: OverlayExchange) -> Result<(OverlayContext, Vec<OverlayDelta>), DecodeError> {
+    let seen = message.seen.ok_or(DecodeError::Missing("the context"))?.try_into()?;
+    let deltas = message.deltas.into_iter().map(OverlayDelta::try_from);
+    Ok((seen, deltas.collect::<Result<_, _>>()?))
+}
+
+/// The answering side of the exchange.
+pub struct OverlayService {
+    router: Router,
+}
+
+impl OverlayService {
+    #[must_use]
+    pub fn new(router: Router) -> Self {
+        Self { router }
+    }
+}
+
+#[tonic::async_trait]
+impl Overlay for OverlayService {
+    async fn exchange(
+        &self,
+        request: Request<OverlayExchange>,
+    ) -> Result<Response<OverlayExchange>, Status> {
+        let request = request.into_inner();
+        let id = PartitionId(request.partition);
+        let Some(partition) = self.router.here().partition(id) else {
+            let none = OverlayExchange { no_replica: true, ..Default::default() };
+            return Ok(Response::new(none));
+        };
+        let (seen, deltas) =
+            parts(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let answer = move || {
+            if !deltas.is_empty() {
+                partition.receive_overlay(&deltas)?;
+            }
+            let missing = partition.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
+            Ok::<_, LocalError>(message(&partition, &missing))
+        };
+        let answer = self.router.seams().blocking(answer).await;
+        answer.map(Response::new).map_err(|error| Status::unavailable(error.to_string()))
+    }
+}

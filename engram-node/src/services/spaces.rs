@@ -1,0 +1,198 @@
+//! Spaces: creating, listing, describing and dropping them.
+
+use std::time::Duration;
+
+use engram_core::limits::{DIMENSION_MAX, DIMENSION_MIN, PARTITIONS_MAX, REPLICAS_MAX};
+use engram_core::types::{IndexParameters, SpaceConfig, SpaceId};
+use engram_proto::convert::{decay_from_api, decay_to_api, metric_from_api};
+use engram_proto::peer::read_query::Query;
+use engram_proto::peer::{ReadQuery, StatusQuery};
+use engram_proto::v1;
+use futures::future::join_all;
+
+use super::Services;
+use super::failure::{Failure, InputError};
+use crate::control::{ControlCommand, ControlRefusal, NewSpace, SpaceRecord};
+use crate::membership::Liveness;
+use crate::placement::planner::plan_space;
+use crate::routing::{Deadline, ReadAt};
+
+/// Replicas of a space that names none, where the cluster has so many nodes.
+const REPLICAS_DEFAULT: u32 = 3;
+/// How long the creation of a space waits for its partitions to have primaries.
+const READY_WAIT: Duration = Duration::from_secs(8);
+
+impl Services {
+    pub(super) async fn create_space(
+        &self,
+        request: v1::CreateSpaceRequest,
+        deadline: Deadline,
+    ) -> Result<v1::Space, Failure> {
+        let mut seed = [0; 8];
+        self.router().seams().entropy.fill(&mut seed);
+        let config = config_of(&request, u64::from_le_bytes(seed))?;
+        let map = self.router().map();
+        if !request.if_not_exists && map.space(&request.name).is_some() {
+            return Err(exists(&request.name));
+        }
+        let liveness = self.inner.membership.view();
+        let partitions = request.partitions.max(1);
+        let replicas = match request.replicas {
+            0 if map.nodes.len() >= REPLICAS_DEFAULT as usize => REPLICAS_DEFAULT,
+            0 => 1,
+            replicas => replicas,
+        };
+        in_range("partitions", partitions, 1, PARTITIONS_MAX)?;
+        in_range("replicas", replicas, 1, REPLICAS_MAX)?;
+        let placement = plan_space(&map, &liveness, partitions, replicas)?;
+        let level_seed = config.index.level_seed;
+        let command = ControlCommand::CreateSpace(NewSpace { config, replicas, placement });
+        let wait = deadline.left(self.router().seams());
+        self.inner.controls.execute(command, wait).await?.outcome?;
+        let space = self.space(&request.name, deadline).await?;
+        // The seed is this call's own: with another one, the space was there before.
+        if !request.if_not_exists && space.config.index.level_seed != level_seed {
+            return Err(exists(&request.name));
+        }
+        self.wait_ready(&space, deadline).await;
+        Ok(api_space(&space))
+    }
+
+    /// Gives the partitions time to get their primaries, so that the first write finds them. It is
+    /// a courtesy: writes wait by themselves.
+    async fn wait_ready(&self, space: &SpaceRecord, deadline: Deadline) {
+        let wait = deadline.left(self.router().seams()).min(READY_WAIT);
+        let ready = self.router().deadline(wait * 9 / 10);
+        let query = ReadQuery { query: Some(Query::Status(StatusQuery {})) };
+        let places = space.partitions.iter();
+        let asked = places
+            .map(|place| self.router().read(*place, &query, &ReadAt::Linearizable, ready));
+        join_all(asked).await;
+    }
+
+    pub(super) fn list_spaces(&self) -> v1::ListSpacesResponse {
+        let map = self.router().map();
+        v1::ListSpacesResponse { spaces: map.spaces.values().map(api_space).collect() }
+    }
+
+    pub(super) async fn describe_space(
+        &self,
+        request: v1::DescribeSpaceRequest,
+        deadline: Deadline,
+    ) -> Result<v1::DescribeSpaceResponse, Failure> {
+        let space = self.space(&request.name, deadline).await?;
+        let places: Vec<_> = space.partitions.iter().map(|place| (&space, *place)).collect();
+        let partitions = self.survey(&places, deadline).await;
+        let newest = |partition: &v1::Partition| {
+            let reachable = partition.replicas.iter().filter(|replica| replica.reachable);
+            reachable.max_by_key(|replica| replica.sequence).copied().unwrap_or_default()
+        };
+        Ok(v1::DescribeSpaceResponse {
+            space: Some(api_space(&space)),
+            memories: partitions.iter().map(|partition| newest(partition).memories).sum(),
+            edges: partitions.iter().map(|partition| newest(partition).edges).sum(),
+            partitions,
+        })
+    }
+
+    pub(super) async fn drop_space(
+        &self,
+        request: v1::DropSpaceRequest,
+        deadline: Deadline,
+    ) -> Result<v1::DropSpaceResponse, Failure> {
+        let wait = deadline.left(self.router().seams());
+        let command = ControlCommand::DropSpace { name: request.name };
+        self.inner.controls.execute(command, wait).await?.outcome?;
+        Ok(v1::DropSpaceResponse {})
+    }
+
+    pub(super) fn alive_nodes(&self) -> u32 {
+        let (map, view) = (self.router().map(), self.inner.membership.view());
+        let alive = |node: &&engram_core::types::NodeId| view.get(node) == Some(&Liveness::Alive);
+        map.nodes.keys().filter(alive).count() as u32
+    }
+}
+
+fn exists(name: &str) -> Failure {
+    let reason = format!("{name:?}; ask with if_not_exists to have it as it is");
+    ControlRefusal::SpaceExistsDifferent { reason }.into()
+}
+
+fn in_range(what: &'static str, actual: u32, min: u32, max: u32) -> Result<(), InputError> {
+    if (min..=max).contains(&actual) {
+        return Ok(());
+    }
+    let [actual, min, max] = [actual, min, max].map(f64::from);
+    Err(InputError::OutOfRange { what, actual, min, max })
+}
+
+/// The configuration that a request asks for, checked.
+fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig, InputError> {
+    in_range("the dimension", request.dimension, DIMENSION_MIN, DIMENSION_MAX)?;
+    let mut index = IndexParameters::new(seed);
+    if request.m != 0 {
+        index.m = request.m;
+    }
+    if request.ef_construction != 0 {
+        index.ef_construction = request.ef_construction;
+    }
+    let config = SpaceConfig {
+        space: SpaceId(0),
+        name: request.name.clone(),
+        dimension: request.dimension,
+        metric: metric_from_api(request.metric)?,
+        index,
+        embedding_model: request.embedding_model.clone(),
+        decay: decay_from_api(request.decay)?,
+    };
+    config.check()?;
+    Ok(config)
+}
+
+/// A space as the API shows it.
+pub fn api_space(space: &SpaceRecord) -> v1::Space {
+    let config = &space.config;
+    v1::Space {
+        id: config.space.0,
+        name: config.name.clone(),
+        dimension: config.dimension,
+        metric: v1::Metric::from(config.metric).into(),
+        partitions: space.partitions.len() as u32,
+        replicas: space.replicas,
+        m: config.index.m,
+        ef_construction: config.index.ef_construction,
+        embedding_model: config.embedding_model.clone(),
+        decay: decay_to_api(config.decay),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engram_core::types::{Metric, SpaceConfigError};
+
+    use super::*;
+
+    fn request() -> v1::CreateSpaceRequest {
+        v1::CreateSpaceRequest { name: "words".into(), dimension: 384, ..Default::default() }
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let config = config_of(&request(), 9).unwrap();
+        assert_eq!(config.metric, Metric::Cosine);
+        assert_eq!(config.index, IndexParameters::new(9));
+    }
+
+    #[test]
+    fn impossible_spaces_are_refused() {
+        let check = |request: v1::CreateSpaceRequest| config_of(&request, 1).unwrap_err();
+        let nameless = check(v1::CreateSpaceRequest { name: String::new(), ..request() });
+        assert_eq!(nameless, InputError::Config(SpaceConfigError::Name));
+        let flat = check(v1::CreateSpaceRequest { dimension: 0, ..request() });
+        assert!(matches!(flat, InputError::OutOfRange { .. }));
+        let wide = check(v1::CreateSpaceRequest { m: 1_000, ..request() });
+        assert!(matches!(wide, InputError::Config(_)));
+        let metric = check(v1::CreateSpaceRequest { metric: 17, ..request() });
+        assert!(matches!(metric, InputError::Decode(_)));
+    }
+}

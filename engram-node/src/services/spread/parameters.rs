@@ -1,0 +1,135 @@
+//! From a client's spread request to what engram-core runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use engram_core::limits::{ACTIVATED_MAX, SEEDS_MAX};
+use engram_core::spread::{Normalization, ONE, Seed, SpreadParameters};
+use engram_core::types::{MemoryHash, MemoryId, Unit};
+use engram_proto::convert::DecodeError;
+use engram_proto::v1::{self, SpreadMode};
+
+use super::super::failure::{Failure, InputError};
+use super::super::input;
+
+const HOPS_DEFAULT: u32 = 3;
+const LIMIT_DEFAULT: u32 = 100;
+/// Memories that a spread returns.
+const LIMIT_MAX: usize = 10_000;
+/// Greatest activation of a seed and greatest threshold, in the unit of the seeds.
+const ACTIVATION_MAX: f64 = 1_048_576.0;
+
+/// A spread that can be run.
+pub struct Query {
+    pub parameters: SpreadParameters,
+    pub filter: String,
+    pub seeds: Vec<Seed>,
+    /// The seeds' ids, to name those that are missing.
+    pub ids: BTreeMap<MemoryHash, MemoryId>,
+}
+
+/// # Errors
+/// The first thing that the request says and that cannot be.
+pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
+    check_mode(request.mode)?;
+    input::filter(&request.filter)?;
+    if request.seeds.is_empty() {
+        return Err(InputError::Missing("the seeds").into());
+    }
+    input::at_most("the seeds", "seeds", request.seeds.len(), SEEDS_MAX)?;
+    let (mut seeds, mut ids) = (Vec::new(), BTreeMap::new());
+    for seed in &request.seeds {
+        let id = input::memory_id("a seed", &seed.id)?;
+        let amount = amount("a seed's activation", seed.activation.unwrap_or(1.0))?;
+        seeds.push(Seed { memory: id.hash(), slot: id.hash_slot(), amount });
+        ids.insert(id.hash(), id);
+    }
+    let parameters = parameters(request)?;
+    Ok(Query { parameters, filter: request.filter.clone(), seeds, ids })
+}
+
+fn check_mode(mode: i32) -> Result<(), Failure> {
+    match SpreadMode::try_from(mode) {
+        Ok(SpreadMode::Unspecified | SpreadMode::Exact) => Ok(()),
+        Ok(SpreadMode::Async) => Err(Failure::Unimplemented(
+            "spreading in async mode is not built yet; exact mode gives the full answer",
+        )),
+        Err(_) => Err(InputError::Decode(DecodeError::NotUnderstood("the mode")).into()),
+    }
+}
+
+fn parameters(request: &v1::SpreadRequest) -> Result<SpreadParameters, InputError> {
+    let normalization = match v1::Normalization::try_from(request.normalization) {
+        Ok(v1::Normalization::Unspecified | v1::Normalization::Fan) => Normalization::Fan,
+        Ok(v1::Normalization::None) => Normalization::None,
+        Err(_) => return Err(DecodeError::NotUnderstood("the normalization").into()),
+    };
+    let relations = request.relations.iter().map(|name| input::relation(name));
+    let relations: BTreeSet<_> = relations.collect::<Result<_, _>>()?;
+    let factor = |(name, factor): (&String, &f64)| {
+        Ok::<_, InputError>((input::relation(name)?, input::unit("a relation's factor", Some(*factor))?))
+    };
+    let half = Unit::from_bits(ONE / 2).unwrap_or(Unit::ONE);
+    let parameters = SpreadParameters {
+        hops: if request.hops == 0 { HOPS_DEFAULT } else { request.hops },
+        decay: input::unit_or("the decay", request.decay, half)?,
+        threshold: amount("the threshold", request.threshold)?,
+        normalization,
+        relations: (!relations.is_empty()).then_some(relations),
+        relation_factors: request.relation_factors.iter().map(factor).collect::<Result<_, _>>()?,
+        revisit: input::unit("the revisit factor", request.revisit_factor)?,
+        refractory_hops: request.refractory_hops,
+        fan_limit: (request.fan_limit != 0).then_some(request.fan_limit),
+        explain: request.explain,
+        activated_max: ACTIVATED_MAX,
+        limit: if request.limit == 0 { LIMIT_DEFAULT } else { request.limit } as usize,
+    };
+    input::at_most("the limit", "memories", parameters.limit, LIMIT_MAX)?;
+    parameters.check()?;
+    Ok(parameters)
+}
+
+/// Fixed-point activation, rounded down.
+fn amount(what: &'static str, value: f64) -> Result<u64, InputError> {
+    if (0.0..=ACTIVATION_MAX).contains(&value) {
+        Ok((value * ONE as f64).floor() as u64)
+    } else {
+        Err(InputError::OutOfRange { what, actual: value, min: 0.0, max: ACTIVATION_MAX })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> v1::SpreadRequest {
+        let seed = v1::Seed { id: "a".into(), activation: None };
+        v1::SpreadRequest { seeds: vec![seed], ..Default::default() }
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let query = query(&request()).ok().expect("a usable request");
+        assert_eq!(query.parameters, SpreadParameters::default());
+        assert_eq!(query.seeds[0].amount, ONE);
+    }
+
+    #[test]
+    fn impossible_spreads_are_refused() {
+        let refused = |change: fn(&mut v1::SpreadRequest)| {
+            let mut request = request();
+            change(&mut request);
+            query(&request).is_err()
+        };
+        assert!(refused(|r| r.seeds.clear()));
+        assert!(refused(|r| r.seeds[0].id.clear()));
+        assert!(refused(|r| r.seeds[0].activation = Some(f64::NAN)));
+        assert!(refused(|r| r.seeds[0].activation = Some(-1.0)));
+        assert!(refused(|r| r.hops = 1_000));
+        assert!(refused(|r| r.decay = Some(1.5)));
+        assert!(refused(|r| r.threshold = -0.1));
+        assert!(refused(|r| r.relations = vec![String::new()]));
+        assert!(refused(|r| r.filter = "(((".into()));
+        assert!(refused(|r| r.mode = SpreadMode::Async.into()));
+        assert!(refused(|r| r.limit = u32::MAX));
+    }
+}
