@@ -56,7 +56,7 @@ deny: ## licences, bans, sources; advisories where their database can be reached
 	@scripts/deny.sh
 
 bench: bootstrap ## benchmarks, with the release profile
-	@$(CARGO) bench $(SELECT) $(ARGS)
+	@$(CARGO) bench --locked -p engram-benches $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

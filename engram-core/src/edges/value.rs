@@ -1,6 +1,6 @@
 //! What an edge is worth to a reader: log state joined with the overlay, then one division.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::decay::decay_factor;
 use super::state::{Base, Contribution, EdgeState, contribution_of, covers_context};
@@ -43,7 +43,7 @@ impl EdgeValue {
             .unwrap_or(Unit::ONE)
     }
 
-    /// The sum of confidences as it is shown: saturating at 2^32 x `u64::MAX`.
+    /// The sum of confidences in ones, for showing; nothing is computed from it.
     #[must_use]
     pub fn confidence(&self) -> f64 {
         self.sum_c as f64 / 4_294_967_296.0
@@ -86,6 +86,14 @@ pub fn visible(
     overlay: &[OverlayDelta],
     log_context: &EdgeContext,
 ) -> EdgeValue {
+    let log_base = log.and_then(EdgeState::base);
+    if overlay.is_empty() {
+        let empty = BTreeMap::new();
+        return count_once(
+            log.map_or(&empty, |log| &log.contributions).values(),
+            log_base,
+        );
+    }
     let fresh = || {
         overlay
             .iter()
@@ -117,24 +125,28 @@ pub fn visible(
                 .map(|(d, c)| (*d, *c)),
         );
     }
-    let base = log.and_then(EdgeState::base).filter(|base| {
+    live.sort_unstable_by_key(|(dot, _)| *dot);
+    let base = log_base.filter(|base| {
         !removers
             .iter()
             .any(|context| covers_context(context, &base.frontier))
     });
-    count_once(live, base)
+    count_once(live.iter().map(|(_, contribution)| contribution), base)
 }
 
-/// Adds up in the order of dots; of the dots of one request the lowest counts, unless the base
-/// is known to hold another of them.
-fn count_once(mut live: Vec<(Dot, Contribution)>, base: Option<&Base>) -> EdgeValue {
-    live.sort_unstable_by_key(|(dot, _)| *dot);
+/// Adds up contributions that come in the order of their dots; of the dots of one request the
+/// first counts, unless the base is known to hold another of them.
+fn count_once<'a>(
+    live: impl ExactSizeIterator<Item = &'a Contribution>,
+    base: Option<&Base>,
+) -> EdgeValue {
     let mut value = base.map(EdgeValue::of_base).unwrap_or_default();
+    let is_single = live.len() == 1;
     let mut counted = BTreeSet::new();
-    for (_, contribution) in &live {
+    for contribution in live {
         let request = contribution.request;
         let swallowed = base.is_some_and(|base| base.swallowed_marked.contains(&request));
-        if !swallowed && (live.len() == 1 || counted.insert(request)) {
+        if !swallowed && (is_single || counted.insert(request)) {
             value.add(contribution);
         }
     }

@@ -1,7 +1,7 @@
 //! The walk through a graph that queries and linking share.
 //!
-//! Every slot is walked through; only those that `keep` accepts become results, and they alone
-//! bound the walk. So dead or filtered slots never push a result out.
+//! The caller judges each slot that is near enough. Only kept ones become results, and they alone
+//! bound the walk, so dead or filtered slots, which are walked through, never push a result out.
 
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -73,6 +73,16 @@ pub(super) enum Walked {
     OverBudget,
 }
 
+/// What becomes of a slot that a walk comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is a result, and its neighbours are seen.
+    Keep,
+    /// Its neighbours are seen.
+    Through,
+    Skip,
+}
+
 /// The bounds of a walk.
 #[derive(Clone, Copy)]
 pub(super) struct Bounds {
@@ -107,12 +117,12 @@ pub(super) fn walk(
     entries: &[Scored],
     bounds: Bounds,
     scratch: &mut Scratch,
-    keep: &mut dyn FnMut(u32) -> bool,
+    judge: &mut dyn FnMut(u32) -> Fate,
 ) -> Walked {
     scratch.begin(graph.published());
     for entry in entries {
         if scratch.enter(entry.slot()) {
-            scratch.offer(*entry, bounds.effort, keep);
+            scratch.offer(*entry, bounds.effort, judge);
         }
     }
     let mut scored = 0;
@@ -136,7 +146,7 @@ pub(super) fn walk(
         for slot in batch.drain(..) {
             let found = graph.score(row, slot);
             if !scratch.is_beyond(found, bounds.effort) {
-                scratch.offer(found, bounds.effort, keep);
+                scratch.offer(found, bounds.effort, judge);
             }
         }
         scratch.batch = batch;
@@ -154,9 +164,12 @@ impl Scratch {
     }
 
     #[inline]
-    fn offer(&mut self, found: Scored, effort: usize, keep: &mut dyn FnMut(u32) -> bool) {
-        self.frontier.push(Reverse(found));
-        if keep(found.slot()) {
+    fn offer(&mut self, found: Scored, effort: usize, judge: &mut dyn FnMut(u32) -> Fate) {
+        let fate = judge(found.slot());
+        if fate != Fate::Skip {
+            self.frontier.push(Reverse(found));
+        }
+        if fate == Fate::Keep {
             self.best.push(found);
             if self.best.len() > effort {
                 self.best.pop();

@@ -4,6 +4,7 @@
 //! is published after everything about it was written; a link is stored after the slot it names
 //! was published; a slot is the entry point only after its links were stored.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{OnceLock, Weak};
 
@@ -23,6 +24,9 @@ use crate::types::{MemoryHash, Sequence};
 const NONE: u32 = u32::MAX;
 /// Death of what lives. No command has sequence 0, so no vector dies at it.
 const ALIVE: u64 = 0;
+
+/// Beside a slot's level: it is a twin.
+const TWIN: u8 = 1 << 7;
 
 /// A run of slots that is linked together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +228,19 @@ impl Graph {
 
     #[inline]
     pub(super) fn level(&self, slot: u32) -> u8 {
-        self.levels.at(slot).load(Ordering::Relaxed)
+        self.levels.at(slot).load(Ordering::Relaxed) & !TWIN
+    }
+
+    /// Whether a linked slot's parent, the first of its neighbours if that came before it, is its
+    /// copy. Links never choose a twin; see `link`.
+    #[inline]
+    pub(super) fn is_twin(&self, slot: u32) -> bool {
+        self.levels.at(slot).load(Ordering::Relaxed) & TWIN != 0
+    }
+
+    /// Whether two slots hold the same vector.
+    pub(super) fn are_copies(&self, a: u32, b: u32) -> bool {
+        self.row(a)[..] == self.row(b)[..]
     }
 
     #[inline]
@@ -330,11 +346,26 @@ impl Graph {
         entry: Option<u32>,
         linked: u32,
     ) {
+        let before = self.linked();
         for (slot, level, neighbours) in lists {
+            let parent = neighbours.first().filter(|first| **first < slot);
+            let is_new = slot >= before && level == 0;
+            if is_new && parent.is_some_and(|parent| self.are_copies(slot, *parent)) {
+                self.levels.at(slot).fetch_or(TWIN, Ordering::Relaxed);
+            }
             self.store_list(slot, level, neighbours);
         }
         self.entry.store(entry.unwrap_or(NONE), Ordering::Release);
         self.linked.store(linked, Ordering::Release);
+    }
+
+    /// Sets the entry point that linking would have set: the first slot with the greatest level
+    /// that is no twin.
+    pub(super) fn restore_entry(&self) {
+        let slots = (0..self.linked()).filter(|slot| self.is_linked(*slot) && !self.is_twin(*slot));
+        let highest = slots.map(|slot| (self.level(slot), Reverse(slot))).max();
+        let entry = highest.map_or(NONE, |(_, Reverse(slot))| slot);
+        self.entry.store(entry, Ordering::Release);
     }
 
     /// Memory of links and of what belongs to slots, and of the rows.

@@ -4,18 +4,20 @@
 //! members before it in its window. It chooses among them by diversity; each chosen one links back,
 //! and chooses anew when its list is full. Nothing is written here: the result is committed later.
 //!
-//! Two rules make every linked slot reachable from every other on level 0:
+//! Two rules make every linked slot reachable from every other on level 0, and keep crowds of
+//! duplicates from shutting themselves or others off:
 //! - the first of a slot's neighbours is its *parent*, the nearest candidate that had room for a
 //!   child; neither the link to the parent nor the one from it is ever dropped, so that these links
 //!   are a tree over all linked slots, walked in both directions;
-//! - of identical vectors a list holds only one besides parent and children, so that a crowd of
-//!   duplicates does not fill its own lists and shut itself off.
+//! - a member that is a copy of a candidate becomes a *twin*: it hangs below its copy in that tree,
+//!   has no other link, and is never a candidate itself. To the links of others a crowd of
+//!   duplicates is one vector.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::TopologyDigest;
-use super::beam::{Bounds, Scratch, descend, walk, with_scratch};
+use super::beam::{Bounds, Fate, Scratch, descend, walk, with_scratch};
 use super::graph::{Graph, Window};
 use super::order::Scored;
 
@@ -68,6 +70,7 @@ pub(super) fn link(job: &Job) -> LinkedWindow {
         window: job.window,
         lists: BTreeMap::new(),
         members: Vec::new(),
+        twins: BTreeSet::new(),
         entry: graph.entry(),
         last_linked: job.last_linked,
     };
@@ -102,8 +105,9 @@ struct Linking<'a> {
     window: Window,
     /// Lists that this job sets, over those of the graph.
     lists: BTreeMap<ListKey, Vec<u32>>,
-    /// Members linked so far.
+    /// Members linked so far that are no twins, and those that are.
     members: Vec<u32>,
+    twins: BTreeSet<u32>,
     entry: Option<u32>,
     last_linked: Option<u32>,
 }
@@ -111,7 +115,61 @@ struct Linking<'a> {
 impl Linking<'_> {
     fn link(&mut self, slot: u32, scratch: &mut Scratch) {
         let level = self.graph.level(slot);
-        let mut candidates = self.candidates(slot, level, scratch);
+        let candidates = self.candidates(slot, level, scratch);
+        match self.copy_of(slot, &candidates[0]) {
+            Some(copy) => self.link_twin(slot, level, copy),
+            None => self.link_ordinary(slot, level, candidates),
+        }
+        self.last_linked = Some(slot);
+        if self
+            .parent_of(slot)
+            .is_some_and(|parent| self.graph.are_copies(slot, parent))
+        {
+            self.twins.insert(slot);
+            return;
+        }
+        self.members.push(slot);
+        if self
+            .entry
+            .is_none_or(|entry| self.graph.level(entry) < level)
+        {
+            self.entry = Some(slot);
+        }
+    }
+
+    fn is_twin(&self, slot: u32) -> bool {
+        self.graph.is_twin(slot) || self.twins.contains(&slot)
+    }
+
+    /// A candidate that holds the same vector. Kernels are symmetric, so it is as far from the slot
+    /// as the slot from itself.
+    fn copy_of(&self, slot: u32, candidates: &[Scored]) -> Option<u32> {
+        let own = self.graph.score(self.graph.row(slot), slot).distance();
+        let mut equal = candidates.iter().filter(|found| found.distance() == own);
+        equal
+            .find(|found| self.graph.are_copies(slot, found.slot()))
+            .map(|found| found.slot())
+    }
+
+    /// Hangs a twin below its copy, or below one of the twins there when the copy has enough.
+    fn link_twin(&mut self, slot: u32, level: u8, copy: u32) {
+        let (mut parent, mut path) = (copy, slot as usize);
+        loop {
+            let mut twins = self.children(parent);
+            twins.retain(|child| self.is_twin(*child));
+            if twins.len() < self.children_max() {
+                break;
+            }
+            parent = twins[path % twins.len()];
+            path /= twins.len();
+        }
+        self.lists
+            .extend((1..=level).map(|level| ((level, slot), Vec::new())));
+        self.lists.insert((0, slot), vec![parent]);
+        self.link_back(parent, 0, slot);
+    }
+
+    fn link_ordinary(&mut self, slot: u32, level: u8, mut candidates: Vec<Vec<Scored>>) {
         if let Some(last) = self.last_linked.filter(|_| candidates[0].is_empty()) {
             // Everything linked is dead: the tree goes on through the dead.
             candidates[0].push(self.graph.score(self.graph.row(slot), last));
@@ -123,14 +181,6 @@ impl Linking<'_> {
                 None
             };
             self.set_links(slot, level, candidates, parent);
-        }
-        self.members.push(slot);
-        self.last_linked = Some(slot);
-        if self
-            .entry
-            .is_none_or(|entry| self.graph.level(entry) < level)
-        {
-            self.entry = Some(slot);
         }
     }
 
@@ -147,8 +197,12 @@ impl Linking<'_> {
                     effort,
                     budget: usize::MAX,
                 };
-                let mut keep = |slot| graph.is_live_at(slot, self.window.seal);
-                walk(graph, row, &entries, bounds, scratch, &mut keep);
+                let mut judge = |slot| match graph.is_live_at(slot, self.window.seal) {
+                    _ if graph.is_twin(slot) => Fate::Skip,
+                    true => Fate::Keep,
+                    false => Fate::Through,
+                };
+                walk(graph, row, &entries, bounds, scratch, &mut judge);
                 let results = scratch.results();
                 if !results.is_empty() {
                     entries.clone_from(&results);
@@ -167,24 +221,39 @@ impl Linking<'_> {
         found
     }
 
+    /// Twins that a slot may have as children, and others.
+    fn children_max(&self) -> usize {
+        self.graph.shape.parameters.m as usize / 2
+    }
+
     /// The nearest candidate with room for a child. The slot linked last has no child yet, so it
     /// always has room.
     fn parent(&self, slot: u32, candidates: &[Scored]) -> Option<Scored> {
-        let children_max = self.graph.shape.parameters.m as usize / 2;
         let has_room = |found: &Scored| {
-            let list = self.list(found.slot(), 0);
-            let is_child = |child: &&u32| self.parent_of(**child) == Some(found.slot());
-            list.iter().filter(is_child).count() < children_max
+            let children = self.children(found.slot());
+            children
+                .iter()
+                .filter(|child| !self.is_twin(**child))
+                .count()
+                < self.children_max()
         };
         let last = || Some(self.graph.score(self.graph.row(slot), self.last_linked?));
         candidates.iter().copied().find(has_room).or_else(last)
     }
 
     fn parent_of(&self, slot: u32) -> Option<u32> {
-        match self.lists.get(&(0, slot)) {
+        let first = match self.lists.get(&(0, slot)) {
             Some(list) => list.first().copied(),
             None => self.graph.neighbours(slot, 0).next(),
-        }
+        };
+        // The root has no parent; its first neighbour came after it.
+        first.filter(|first| *first < slot)
+    }
+
+    fn children(&self, slot: u32) -> Vec<u32> {
+        let mut list = self.list(slot, 0);
+        list.retain(|other| self.parent_of(*other) == Some(slot));
+        list
     }
 
     fn list(&self, slot: u32, level: u8) -> Vec<u32> {
@@ -227,19 +296,10 @@ impl Linking<'_> {
 
     fn choose_again(&self, slot: u32, level: u8, list: &[u32], limit: usize) -> Vec<u32> {
         let row = self.graph.row(slot);
-        let parent = if level == 0 {
-            list.first().copied()
-        } else {
-            None
-        };
-        let bound: Vec<u32> = match level {
-            0 => {
-                let is_child = |other: &u32| self.parent_of(*other) == Some(slot);
-                let held = |other: &u32| Some(*other) == parent || is_child(other);
-                list.iter().copied().filter(held).collect()
-            }
-            _ => Vec::new(),
-        };
+        let parent = self.parent_of(slot).filter(|_| level == 0);
+        let is_child = |other: &u32| level == 0 && self.parent_of(*other) == Some(slot);
+        let is_bound = |other: &u32| Some(*other) == parent || is_child(other);
+        let bound: Vec<u32> = list.iter().copied().filter(is_bound).collect();
         let mut candidates: Vec<Scored> = list
             .iter()
             .filter(|other| {
@@ -256,8 +316,8 @@ impl Linking<'_> {
     }
 
     /// Keeps those that are bound, and of the others, nearest first, each that is not nearer to one
-    /// chosen before than to the owner of the list, and no copy of one. Ties are kept: to a slot
-    /// beside its own duplicate all others are as near to that.
+    /// chosen before than to the owner of the list. Ties are kept: all others are as near to a
+    /// slot's copy as to itself.
     fn choose(
         &self,
         candidates: &[Scored],
@@ -282,9 +342,8 @@ impl Linking<'_> {
             }
             let row = graph.row(candidate.slot());
             let is_shadowed = |other: &Scored| {
-                let other_row = graph.row(other.slot());
-                graph.score(other_row, candidate.slot()).distance() < candidate.distance()
-                    || other.distance() == candidate.distance() && row[..] == other_row[..]
+                let between = graph.score(row, other.slot());
+                between.distance() < candidate.distance()
             };
             if !chosen.iter().any(is_shadowed) {
                 chosen.push(*candidate);
@@ -298,7 +357,7 @@ impl Linking<'_> {
     fn digest(&self, before: TopologyDigest) -> TopologyDigest {
         let mut sum = u128::from_le_bytes(before.0);
         for ((level, slot), list) in &self.lists {
-            if self.members.binary_search(slot).is_err() {
+            if *slot < self.window.start {
                 let old: Vec<u32> = self.graph.neighbours(*slot, *level).collect();
                 sum = sum.wrapping_sub(list_hash(*slot, *level, &old));
             }

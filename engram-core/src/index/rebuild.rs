@@ -80,7 +80,12 @@ impl PartitionIndex {
         let from = held
             .as_ref()
             .map_or(generations.len() - 1, |(_, from)| *from);
-        let mut loaded = load(shape, generations[from..].to_vec(), vectors, deaths)?;
+        let mut loaded = load(
+            shape,
+            generations.into_iter().skip(from).collect(),
+            vectors,
+            deaths,
+        )?;
         if let Some((snapshot, _)) = held {
             usage = match snapshot.apply(&loaded.graphs) {
                 Ok(()) => SnapshotUse::Used,

@@ -1,6 +1,6 @@
 //! Queries on one generation: a walk through what is linked, a scan of what is not yet.
 
-use super::beam::{Bounds, Walked, descend, walk, with_scratch};
+use super::beam::{Bounds, Fate, Walked, descend, walk, with_scratch};
 use super::graph::Graph;
 use super::order::Scored;
 use super::{Hit, SCAN_LIVE_MAX, VectorId};
@@ -30,7 +30,10 @@ pub(super) fn search(
     };
     let effort = effort.max(limit).max(1);
     let budget = (effort * SCORED_PER_EFFORT).max(live / SCORED_SHARE);
-    let mut keep = |slot| graph.is_live(slot) && accept(graph.id(slot));
+    let mut judge = |slot| match graph.is_live(slot) && accept(graph.id(slot)) {
+        true => Fate::Keep,
+        false => Fate::Through,
+    };
     let (walked, mut found) = with_scratch(|scratch| {
         let entries = [descend(graph, &row, entry, 0)];
         let bounds = Bounds {
@@ -39,7 +42,7 @@ pub(super) fn search(
             budget,
         };
         (
-            walk(graph, &row, &entries, bounds, scratch, &mut keep),
+            walk(graph, &row, &entries, bounds, scratch, &mut judge),
             scratch.results(),
         )
     });

@@ -5,12 +5,12 @@
 //! body:        shape  count u8  generation ...
 //! shape:       algorithm u32  m u32  ef_construction u32  level seed u64  dimension u32  metric u8
 //! generation:  number u64  start u64  first u64  BLAKE3 of the base (32)
-//!              jobs u32  digest (16) ...  entry u32  linked slots u32  slot ...
+//!              jobs u32  digest (16) ...  linked slots u32  slot ...
 //! slot:        linked u8 (0, 1), and if 1 for each level of the slot: count u8  neighbour u32 ...
 //! ```
-//! All integers little-endian. Levels are not in it: they follow from the owners. A reader takes
-//! nothing on trust: counts and neighbours are checked against the vectors that are there, and the
-//! lists against the last digest.
+//! All integers little-endian. Levels and the entry point are not in it: they follow from the
+//! owners. A reader takes nothing on trust: counts and neighbours are checked against the vectors
+//! that are there, and the lists against the last digest.
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -23,8 +23,6 @@ use crate::types::Metric;
 const MAGIC: &[u8; 4] = b"EGIX";
 const VERSION: u8 = 1;
 const HEADER: usize = MAGIC.len() + 1 + blake3::OUT_LEN;
-/// Entry point of a generation without links.
-const NONE: u32 = u32::MAX;
 
 /// Why a snapshot was not written or not used.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +101,6 @@ fn encode_graph(graph: &Graph, body: &mut Vec<u8>) {
         .digests
         .iter()
         .for_each(|digest| body.extend(digest.0));
-    body.extend(graph.entry().unwrap_or(NONE).to_le_bytes());
     body.extend(graph.linked().to_le_bytes());
     for slot in 0..graph.linked() {
         let is_linked = graph.is_linked(slot);
@@ -229,16 +226,15 @@ fn decode_graph(graph: &Graph, cursor: &mut Cursor<'_>) -> Result<(), SnapshotEr
     let digests = (0..jobs)
         .map(|_| Ok(TopologyDigest(cursor.array()?)))
         .collect::<Result<Vec<_>, SnapshotError>>()?;
-    let entry = Some(cursor.u32()?).filter(|slot| *slot != NONE);
     let linked = cursor.u32()?;
     let end = jobs
         .checked_sub(1)
         .and_then(|last| graph.window(last))
         .map_or(0, |last| last.end);
-    if linked != end || entry.is_some_and(|slot| slot >= linked) {
+    if linked != end {
         return Err(SnapshotError::Damaged("its slots do not fit its jobs"));
     }
-    let (lists, last_linked) = decode_lists(graph, linked, cursor)?;
+    let lists = decode_lists(graph, linked, cursor)?;
     let sum = lists.iter().fold(0_u128, |sum, (slot, level, list)| {
         sum.wrapping_add(list_hash(*slot, *level, list))
     });
@@ -246,28 +242,32 @@ fn decode_graph(graph: &Graph, cursor: &mut Cursor<'_>) -> Result<(), SnapshotEr
         return Err(SnapshotError::Damaged("its links do not have its digest"));
     }
     let mut progress = graph.progress.lock();
+    progress.last_linked = lists.last().map(|(slot, ..)| *slot);
     let lists = lists
         .iter()
         .map(|(slot, level, list)| (*slot, *level, list.as_slice()));
-    graph.publish_links(lists, entry, linked);
+    graph.publish_links(lists, None, linked);
+    graph.restore_entry();
     progress.digests = digests;
-    progress.last_linked = last_linked;
     Ok(())
 }
 
-/// The lists of the first `linked` slots, and the last slot that has any.
+/// The lists of the first `linked` slots, in order.
 fn decode_lists(
     graph: &Graph,
     linked: u32,
     cursor: &mut Cursor<'_>,
-) -> Result<(Lists, Option<u32>), SnapshotError> {
+) -> Result<Lists, SnapshotError> {
     let mut lists = Vec::new();
-    let mut last_linked = None;
     for slot in 0..linked {
-        match cursor.u8()? {
-            0 => continue,
-            1 => last_linked = Some(slot),
-            _ => return Err(SnapshotError::Damaged("a slot is neither linked nor not")),
+        let is_linked = graph.is_linked(slot);
+        if cursor.u8()? != u8::from(is_linked) {
+            return Err(SnapshotError::Damaged(
+                "it linked what was dead, or left out what lived",
+            ));
+        }
+        if !is_linked {
+            continue;
         }
         for level in 0..=graph.level(slot) {
             let count = usize::from(cursor.u8()?);
@@ -286,5 +286,5 @@ fn decode_lists(
             lists.push((slot, level, list));
         }
     }
-    Ok((lists, last_linked))
+    Ok(lists)
 }

@@ -7,7 +7,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 
 use super::*;
+use crate::kernel::normalise;
 
+mod queries;
+mod recovery;
 mod wordnet;
 
 const DIMENSION: u32 = 16;
@@ -49,8 +52,6 @@ fn clustered(random: &mut impl Rng) -> Vec<f32> {
     assert!(normalise(&mut point));
     point
 }
-
-use crate::kernel::normalise;
 
 /// A log of `inserts` vectors in commands of uneven size; `dying` percent of the vectors die, some
 /// in the command that inserted them, some are exact duplicates of one before.
@@ -179,6 +180,14 @@ impl Partition {
             .expect("all jobs are done")
     }
 }
+
+/// Applier, workers and queries share an index; jobs move between threads.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<PartitionIndex>();
+    shared::<Job>();
+    shared::<LinkedWindow>();
+};
 
 fn everything(_: VectorId) -> bool {
     true

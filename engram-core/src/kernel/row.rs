@@ -15,9 +15,10 @@ use super::LANES;
 #[repr(C, align(64))]
 struct Block([f32; LANES]);
 
-/// Cache lines of a row that are fetched ahead; the hardware follows on its own from there.
+/// Cache lines of a row that are fetched ahead: all of them up to dimension 768. Half of a row of
+/// 384 made a search 1.6 times slower.
 #[cfg(target_arch = "x86_64")]
-const LINES_AHEAD: usize = 8;
+const LINES_AHEAD: usize = 48;
 
 /// A padded, aligned, shared vector.
 #[derive(Clone)]

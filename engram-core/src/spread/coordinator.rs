@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use super::outcome::{Activated, SpreadOutcome, Trace, add_hops, most_activated};
+use super::outcome::{Activated, SpreadOutcome, Trace, add_hops, edges_followed, most_activated};
 use super::parameters::SpreadParameters;
 use super::wire::{
     ParticipantPlan, PlanError, QueryId, Report, ReportEnd, Seed, SlotTable, SpreadStart,
+    check_participants,
 };
+use crate::limits::SEEDS_MAX;
 use crate::types::{EdgeContext, MemoryHash, MemoryId, NodeId, PartitionId};
 
 /// Everything that is decided before the first message of an attempt.
@@ -60,19 +62,20 @@ impl Coordinator {
     /// # Errors
     /// When the plan makes no sense.
     pub fn new(plan: SpreadPlan) -> Result<Self, PlanError> {
+        plan.parameters.check()?;
+        check_participants(&plan.participants)?;
+        if plan.seeds.len() > SEEDS_MAX {
+            return Err(PlanError::TooManySeeds {
+                actual: plan.seeds.len(),
+            });
+        }
         let slots = SlotTable::new(&plan.participants)?;
-        let coordinator = Self {
+        Ok(Self {
             plan,
             slots,
             reports: BTreeMap::new(),
             over: false,
-        };
-        if coordinator.plan.seeds.len() > crate::limits::SEEDS_MAX {
-            let actual = coordinator.plan.seeds.len();
-            return Err(PlanError::TooManySeeds { actual });
-        }
-        coordinator.start(0).check()?;
-        Ok(coordinator)
+        })
     }
 
     /// One start per participant, in the order of the plan.
@@ -149,7 +152,7 @@ impl Coordinator {
         }
         pinned.sort_unstable_by_key(|(partition, _)| *partition);
         outcome.missing_seeds.sort_unstable();
-        outcome.edges_followed = outcome.hops.iter().map(|stats| stats.edges_followed).sum();
+        outcome.edges_followed = edges_followed(&outcome.hops);
         for (memory, total) in most_activated(totals, self.plan.parameters.limit) {
             outcome
                 .activated

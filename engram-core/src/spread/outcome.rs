@@ -53,6 +53,13 @@ pub struct SpreadOutcome {
     pub missing_seeds: Vec<MemoryHash>,
 }
 
+/// Edges followed in all hops.
+pub(super) fn edges_followed(hops: &[HopStats]) -> u64 {
+    hops.iter()
+        .map(|stats| stats.edges_followed)
+        .fold(0, u64::saturating_add)
+}
+
 /// The most activated: greatest total, then least hash.
 pub(super) fn most_activated(
     totals: impl IntoIterator<Item = (MemoryHash, u64)>,
@@ -69,8 +76,8 @@ pub(super) fn add_hops(sum: &mut Vec<HopStats>, part: &[HopStats]) {
     for stats in part {
         match sum.iter_mut().find(|held| held.hop == stats.hop) {
             Some(held) => {
-                held.active += stats.active;
-                held.edges_followed += stats.edges_followed;
+                held.active = held.active.saturating_add(stats.active);
+                held.edges_followed = held.edges_followed.saturating_add(stats.edges_followed);
             }
             None => sum.push(*stats),
         }

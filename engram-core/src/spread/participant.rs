@@ -235,6 +235,9 @@ impl<A: Adjacency> Participant<A> {
             Phase::Awaiting { hop } => hop,
             Phase::Done | Phase::Failed => return Ok(Received::Repeated),
         };
+        if frame.source == self.node() {
+            return Err(bad("its source is the receiver"));
+        }
         if frame.hop < awaited {
             return Ok(Received::Repeated);
         }
@@ -247,9 +250,6 @@ impl<A: Adjacency> Participant<A> {
             .is_some_and(|frames| frames.contains_key(&frame.source))
         {
             return Ok(Received::Repeated);
-        }
-        if frame.source == self.node() {
-            return Err(bad("its source is the receiver"));
         }
         self.check_sections(frame).map_err(bad)?;
         Ok(Received::Accepted)

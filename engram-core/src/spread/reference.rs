@@ -2,7 +2,7 @@
 
 use super::Adjacency;
 use super::board::{Board, BoardError};
-use super::outcome::{Activated, SpreadOutcome, Trace, most_activated};
+use super::outcome::{Activated, SpreadOutcome, Trace, edges_followed, most_activated};
 use super::parameters::{SpreadParameters, SpreadParametersError};
 use super::wire::Arrival;
 use crate::limits;
@@ -112,7 +112,7 @@ fn finish<A: Adjacency>(
     let mut trace = Trace::default();
     trace.extend(board.take_trace());
     outcome.activated_total = board.activated();
-    outcome.edges_followed = outcome.hops.iter().map(|stats| stats.edges_followed).sum();
+    outcome.edges_followed = edges_followed(&outcome.hops);
     for (memory, total) in most_activated(board.totals(), parameters.limit) {
         let mut path = Vec::new();
         for step in trace.path(memory) {

@@ -1,1 +1,0 @@
-//! The laws of edges, and an operation-log oracle.

@@ -1,0 +1,8 @@
+//! The rules by hand, the oracle against a naive model, and every layout against the oracle.
+
+mod cluster;
+mod examples;
+mod graph;
+mod layouts;
+mod naive;
+mod protocol;
