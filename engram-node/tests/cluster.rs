@@ -30,9 +30,17 @@ async fn three_nodes() -> Setup {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let seams = os::seams(RocksOptions::default());
     let binary = Path::new(env!("CARGO_BIN_EXE_engram"));
-    let mut cluster =
-        LocalCluster::new(binary, directory.path(), 3, Fate::Bound, seams.clock.clone());
-    cluster.start().await.unwrap_or_else(|error| panic!("the nodes start: {error}"));
+    let mut cluster = LocalCluster::new(
+        binary,
+        directory.path(),
+        3,
+        Fate::Bound,
+        seams.clock.clone(),
+    );
+    cluster
+        .start()
+        .await
+        .unwrap_or_else(|error| panic!("the nodes start: {error}"));
     let client = cluster.client().expect("endpoints are known");
     all_alive(&client, &seams).await;
     let request = v1::CreateSpaceRequest {
@@ -40,11 +48,21 @@ async fn three_nodes() -> Setup {
         dimension: DIMENSION as u32,
         partitions: 3,
         replicas: 3,
+        if_not_exists: true,
         ..Default::default()
     };
-    client.create_space(request).await.expect("the space is created");
+    client
+        .create_space(request)
+        .await
+        .expect("the space is created");
     let partitions = with_primaries(&client, &seams).await;
-    Setup { cluster, seams, client, partitions, _directory: directory }
+    Setup {
+        cluster,
+        seams,
+        client,
+        partitions,
+        _directory: directory,
+    }
 }
 
 async fn all_alive(client: &Client, seams: &Seams) {
@@ -52,7 +70,9 @@ async fn all_alive(client: &Client, seams: &Seams) {
         let status = client.status().await.ok()?;
         (status.nodes_alive == 3).then_some(())
     };
-    until(&*seams.clock, LIMIT, "not all nodes were alive", look).await.expect("alive");
+    until(&*seams.clock, LIMIT, "not all nodes were alive", look)
+        .await
+        .expect("alive");
 }
 
 async fn with_primaries(client: &Client, seams: &Seams) -> Vec<v1::Partition> {
@@ -61,7 +81,14 @@ async fn with_primaries(client: &Client, seams: &Seams) -> Vec<v1::Partition> {
         let whole = partitions.len() == 3 && partitions.iter().all(|p| p.primary != 0);
         whole.then_some(partitions)
     };
-    until(&*seams.clock, LIMIT, "not every partition had a primary", look).await.expect("primaries")
+    until(
+        &*seams.clock,
+        LIMIT,
+        "not every partition had a primary",
+        look,
+    )
+    .await
+    .expect("primaries")
 }
 
 async fn writes_flow(setup: &Setup, ledger: &Ledger, since: Duration) {
@@ -70,7 +97,9 @@ async fn writes_flow(setup: &Setup, ledger: &Ledger, since: Duration) {
         setup.partitions.iter().all(flows).then_some(())
     };
     let clock = &*setup.seams.clock;
-    until(clock, LIMIT, "writes did not flow on every partition", look).await.expect("writes");
+    until(clock, LIMIT, "writes did not flow on every partition", look)
+        .await
+        .expect("writes");
 }
 
 async fn level(setup: &Setup) {
@@ -80,35 +109,59 @@ async fn level(setup: &Setup) {
             let first = partition.replicas.first().map(|replica| replica.sequence);
             partition.primary != 0
                 && partition.replicas.len() == 3
-                && partition.replicas.iter().all(|r| r.reachable && Some(r.sequence) == first)
+                && partition
+                    .replicas
+                    .iter()
+                    .all(|r| r.reachable && Some(r.sequence) == first)
         };
         partitions.iter().all(is_level).then_some(())
     };
     let clock = &*setup.seams.clock;
-    until(clock, LIMIT, "the replicas were not level", look).await.expect("level replicas");
+    until(clock, LIMIT, "the replicas were not level", look)
+        .await
+        .expect("level replicas");
 }
 
 async fn verified_equal(client: &Client) {
-    let answer = client.with_deadline(LIMIT).verify(SPACE, false).await.expect("digests");
+    let answer = client
+        .with_deadline(LIMIT)
+        .verify(SPACE, false)
+        .await
+        .expect("digests");
     assert!(answer.equal, "{answer:#?}");
     assert_eq!(answer.partitions.len(), 3);
-    assert!(answer.partitions.iter().all(|p| p.replicas.len() == 3), "{answer:#?}");
+    assert!(
+        answer.partitions.iter().all(|p| p.replicas.len() == 3),
+        "{answer:#?}"
+    );
 }
 
 fn busiest(partitions: &[v1::Partition]) -> u64 {
     let led = |node: u64| partitions.iter().filter(|p| p.primary == node).count();
-    partitions.iter().map(|p| p.primary).max_by_key(|node| led(*node)).expect("partitions")
+    partitions
+        .iter()
+        .map(|p| p.primary)
+        .max_by_key(|node| led(*node))
+        .expect("partitions")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_the_kill_of_the_busiest_primary() {
     let mut setup = three_nodes().await;
-    let writers =
-        Writers::start(&setup.client, SPACE, DIMENSION, &setup.partitions, &setup.seams);
+    let writers = Writers::start(
+        &setup.client,
+        SPACE,
+        DIMENSION,
+        &setup.partitions,
+        &setup.seams,
+    );
     let ledger: Arc<Ledger> = writers.ledger.clone();
     writes_flow(&setup, &ledger, Duration::ZERO).await;
 
-    let victim = setup.cluster.index_of(busiest(&setup.partitions)).expect("one of ours");
+    let victim = setup
+        .cluster
+        .index_of(busiest(&setup.partitions))
+        .expect("one of ours");
     let killed = setup.seams.clock.monotonic();
     setup.cluster.kill(victim).expect("the process is killed");
     writes_flow(&setup, &ledger, killed).await;
@@ -116,15 +169,27 @@ async fn acknowledged_writes_survive_the_kill_of_the_busiest_primary() {
 
     // Through every survivor alone.
     for index in (0..3).filter(|index| *index != victim) {
-        let reader = setup.cluster.client_of(index).expect("an endpoint").space(SPACE);
+        let reader = setup
+            .cluster
+            .client_of(index)
+            .expect("an endpoint")
+            .space(SPACE);
         let audit = ledger.check(&reader).await.expect("an answer");
         assert!(audit.holds(), "read through node {index}: {audit:#?}");
         assert!(audit.acknowledged >= 6 * WRITES, "{audit:#?}");
     }
 
-    setup.cluster.restart(victim).await.unwrap_or_else(|error| panic!("it comes back: {error}"));
+    setup
+        .cluster
+        .restart(victim)
+        .await
+        .unwrap_or_else(|error| panic!("it comes back: {error}"));
     level(&setup).await;
-    let reader = setup.cluster.client_of(victim).expect("an endpoint").space(SPACE);
+    let reader = setup
+        .cluster
+        .client_of(victim)
+        .expect("an endpoint")
+        .space(SPACE);
     let audit = ledger.check(&reader).await.expect("an answer");
     assert!(audit.holds(), "read through the restarted node: {audit:#?}");
     verified_equal(&setup.client).await;
@@ -133,12 +198,25 @@ async fn acknowledged_writes_survive_the_kill_of_the_busiest_primary() {
 fn memory(id: &str, first: f32) -> v1::Memory {
     let mut embedding = vec![0.25; DIMENSION];
     embedding[0] = first;
-    v1::Memory { id: id.into(), content: format!("content of {id}"), embedding, ..Default::default() }
+    v1::Memory {
+        id: id.into(),
+        content: format!("content of {id}"),
+        embedding,
+        ..Default::default()
+    }
 }
 
 async fn associate(space: &SpaceClient, from: &str, to: &str) {
-    let edge = v1::EdgeRef { from: from.into(), to: to.into(), relation: "next".into() };
-    let request = v1::AssociateRequest { edge: Some(edge), weight: Some(0.5), ..Default::default() };
+    let edge = v1::EdgeRef {
+        from: from.into(),
+        to: to.into(),
+        relation: "next".into(),
+    };
+    let request = v1::AssociateRequest {
+        edge: Some(edge),
+        weight: Some(0.5),
+        ..Default::default()
+    };
     space.associate(request).await.expect("associated");
 }
 
@@ -146,10 +224,20 @@ async fn associate(space: &SpaceClient, from: &str, to: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_node_answers_for_all() {
     let setup = three_nodes().await;
-    let nodes: Vec<SpaceClient> =
-        (0..3).map(|n| setup.cluster.client_of(n).expect("an endpoint").space(SPACE)).collect();
+    let nodes: Vec<SpaceClient> = (0..3)
+        .map(|n| {
+            setup
+                .cluster
+                .client_of(n)
+                .expect("an endpoint")
+                .space(SPACE)
+        })
+        .collect();
     for (number, id) in ["a", "b", "c", "d", "e", "f"].iter().enumerate() {
-        nodes[0].remember(memory(id, number as f32)).await.expect("remembered");
+        nodes[0]
+            .remember(memory(id, number as f32))
+            .await
+            .expect("remembered");
     }
     associate(&nodes[0], "a", "b").await;
     associate(&nodes[0], "b", "c").await;
@@ -160,16 +248,45 @@ async fn every_node_answers_for_all() {
             assert_eq!(found.content, format!("content of {id}"));
         }
         let query = v1::recall_request::Query::Like("a".into());
-        let request = v1::RecallRequest { query: Some(query), limit: 5, ..Default::default() };
+        let request = v1::RecallRequest {
+            query: Some(query),
+            limit: 5,
+            ..Default::default()
+        };
         let hits = node.recall(request).await.expect("an answer").hits;
-        assert_eq!(hits.first().map(|hit| hit.id.as_str()), Some("b"), "{hits:?}");
+        assert_eq!(
+            hits.first().map(|hit| hit.id.as_str()),
+            Some("b"),
+            "{hits:?}"
+        );
         assert_eq!(hits.len(), 5);
-        let seeds = vec![v1::Seed { id: "a".into(), activation: None }];
-        let request = v1::SpreadRequest { seeds, hops: 2, explain: true, ..Default::default() };
-        spreads.push(node.spread(request).await.expect("an answer").result.activated);
+        let seeds = vec![v1::Seed {
+            id: "a".into(),
+            activation: None,
+        }];
+        let request = v1::SpreadRequest {
+            seeds,
+            hops: 2,
+            explain: true,
+            ..Default::default()
+        };
+        spreads.push(
+            node.spread(request)
+                .await
+                .expect("an answer")
+                .result
+                .activated,
+        );
     }
-    assert!(spreads[0].iter().any(|activated| activated.id == "c"), "{:?}", spreads[0]);
-    assert!(spreads.iter().all(|spread| *spread == spreads[0]), "one answer from every node");
+    assert!(
+        spreads[0].iter().any(|activated| activated.id == "c"),
+        "{:?}",
+        spreads[0]
+    );
+    assert!(
+        spreads.iter().all(|spread| *spread == spreads[0]),
+        "one answer from every node"
+    );
 
     refusals(&nodes[1]).await;
     assert!(nodes[2].forget("f").await.expect("an answer").existed);
@@ -181,13 +298,29 @@ async fn refusals(space: &SpaceClient) {
     use engram_client::{ErrorKind, Outcome};
     let refused = async |memory: v1::Memory| {
         let error = space.remember(memory).await.expect_err("refused");
-        assert_eq!((error.kind, error.outcome), (ErrorKind::Invalid, Outcome::NotApplied), "{error}");
+        assert_eq!(
+            (error.kind, error.outcome),
+            (ErrorKind::Invalid, Outcome::NotApplied),
+            "{error}"
+        );
         assert!(!error.retryable, "{error}");
     };
-    refused(v1::Memory { embedding: vec![1.0; 3], ..memory("short", 0.0) }).await;
+    refused(v1::Memory {
+        embedding: vec![1.0; 3],
+        ..memory("short", 0.0)
+    })
+    .await;
     refused(memory("nan", f32::NAN)).await;
-    refused(v1::Memory { embedding: vec![0.0; DIMENSION], ..memory("zero", 0.0) }).await;
-    refused(v1::Memory { confidence: Some(1.5), ..memory("sure", 0.0) }).await;
+    refused(v1::Memory {
+        embedding: vec![0.0; DIMENSION],
+        ..memory("zero", 0.0)
+    })
+    .await;
+    refused(v1::Memory {
+        confidence: Some(1.5),
+        ..memory("sure", 0.0)
+    })
+    .await;
     refused(memory(&"x".repeat(513), 0.0)).await;
     for id in ["short", "nan", "zero", "sure"] {
         assert!(space.get(id).await.expect("an answer").is_none(), "{id}");

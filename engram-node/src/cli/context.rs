@@ -33,7 +33,12 @@ pub struct ClientArgs {
     )]
     pub token: Option<String>,
     /// File that holds the bearer token
-    #[arg(long, env = "ENGRAM_CLIENT_TOKEN_FILE", value_name = "FILE", global = true)]
+    #[arg(
+        long,
+        env = "ENGRAM_CLIENT_TOKEN_FILE",
+        value_name = "FILE",
+        global = true
+    )]
     pub token_file: Option<PathBuf>,
     /// Certificate (PEM) of the authority that signed the nodes' certificates; switches TLS on
     #[arg(long, env = "ENGRAM_CA", value_name = "FILE", global = true)]
