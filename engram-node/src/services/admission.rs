@@ -92,10 +92,10 @@ impl Services {
         let mut map = self.router().watch_map();
         let wait = deadline.left(seams).min(SPACE_WAIT);
         let found = map.wait_for(|map| map.space(name).is_some());
-        if let Ok(Ok(map)) = seams.timeout(wait, found).await {
-            if let Some(space) = map.space(name) {
-                return Ok(space.clone());
-            }
+        if let Ok(Ok(map)) = seams.timeout(wait, found).await
+            && let Some(space) = map.space(name)
+        {
+            return Ok(space.clone());
         }
         Err(Failure::UnknownSpace {
             name: name.to_owned(),
