@@ -1,1 +1,6 @@
-//! Benchmarks of Engram.
+//! Benchmarks of Engram against a running cluster.
+//!
+//! Each program prints a table for people and one JSON object for documents, and says what it ran
+//! against, so that a figure can be made again.
+
+pub mod latency;

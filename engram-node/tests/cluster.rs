@@ -48,6 +48,7 @@ async fn three_nodes() -> Setup {
         dimension: DIMENSION as u32,
         partitions: 3,
         replicas: 3,
+        if_not_exists: true,
         ..Default::default()
     };
     client

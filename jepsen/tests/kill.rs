@@ -32,6 +32,7 @@ async fn space(client: &Client, seams: &Seams) {
         dimension: 2,
         partitions: 3,
         replicas: 3,
+        if_not_exists: true,
         ..Default::default()
     };
     client

@@ -121,9 +121,10 @@ impl Tour {
             metric: v1::Metric::Cosine.into(),
             partitions: PARTITIONS,
             replicas: REPLICAS,
+            if_not_exists: true,
             ..Default::default()
         };
-        client.create_space(request).await?;
+        client.with_deadline(LIMIT).create_space(request).await?;
         let partitions = self.partitions_with_primary(client).await?;
         for partition in &partitions {
             let replicas: Vec<String> = partition

@@ -11,6 +11,8 @@
 mod answer;
 mod deadline;
 mod dialer;
+#[cfg(test)]
+pub(crate) mod fakes;
 mod here;
 mod ports;
 mod pursuit;

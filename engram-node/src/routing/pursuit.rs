@@ -48,7 +48,7 @@ impl Pursuit {
             self.hints_in_a_row += 1;
             return false;
         }
-        if self.hint.is_none() {
+        if hint.is_none() {
             // Whoever is believed to lead says that it does not: ask the others first.
             self.suspect = Some(node);
         }
@@ -106,6 +106,15 @@ mod tests {
             pause
         });
         assert_eq!(pauses, [false, false, true]);
+    }
+
+    #[test]
+    fn a_hint_to_a_node_that_failed_is_not_believed_at_once() {
+        let mut pursuit = Pursuit::default();
+        pursuit.failed(A);
+        assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(B));
+        assert!(pursuit.redirected(B, Some(A)));
+        assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(C));
     }
 
     #[test]

@@ -6,13 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use engram_core::command::{Applied, Op, OpOutcome, Write};
-use engram_core::partition::Partition;
-use engram_core::storage::RocksOptions;
 use engram_core::types::{
-    ClientId, Decay, GroupId, Hlc, IndexParameters, Metric, NodeId, PartitionId, Sequence,
-    SlotRange, SpaceConfig, SpaceId,
+    ClientId, GroupId, Hlc, NodeId, PartitionId, Sequence, SlotRange, SpaceId,
 };
 use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, GetAnswer, ProposeRequest, ProposeResponse,
@@ -22,10 +18,9 @@ use engram_proto::peer::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::fakes::{Held, NoGroups, config, still_seams};
 use super::*;
-use crate::consensus::{BarrierError, Leadership, ProposeError};
 use crate::control::{GroupRecord, PartitionRecord, SpaceRecord};
-use crate::seams::{BoxFuture, Clock, Entropy, Tasks};
 
 const HERE: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
@@ -36,96 +31,6 @@ const PLACE: PartitionRecord = PartitionRecord {
     group: GROUP,
     slots: SlotRange::ALL,
 };
-
-/// A clock that stands still until somebody sleeps.
-#[derive(Default)]
-struct StillClock(Mutex<Duration>);
-
-#[async_trait]
-impl Clock for StillClock {
-    fn wall_millis(&self) -> u64 {
-        1_700_000_000_000
-    }
-
-    fn monotonic(&self) -> Duration {
-        *self.0.lock()
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        *self.0.lock() += duration;
-    }
-}
-
-struct Inline;
-
-impl Tasks for Inline {
-    fn spawn(&self, _name: &'static str, _future: BoxFuture<()>) {
-        panic!("the router spawns nothing");
-    }
-
-    fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        work();
-    }
-}
-
-struct Zeros;
-
-impl Entropy for Zeros {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(0);
-    }
-}
-
-fn seams() -> Seams {
-    // The network and the disk are those of the system, and are not used.
-    let system = crate::seams::os::seams(RocksOptions::default());
-    let clock = Arc::new(StillClock::default());
-    Seams {
-        clock,
-        tasks: Arc::new(Inline),
-        entropy: Arc::new(Zeros),
-        ..system
-    }
-}
-
-/// This node has no replica of anything.
-struct NoGroups;
-
-#[async_trait]
-impl Groups for NoGroups {
-    fn leadership(&self, _group: GroupId) -> Leadership {
-        Leadership::default()
-    }
-
-    async fn propose(
-        &self,
-        group: GroupId,
-        _entry: Bytes,
-        _wait: Duration,
-    ) -> Result<Bytes, ProposeError> {
-        Err(ProposeError::NoReplica { group })
-    }
-
-    async fn read_barrier(&self, group: GroupId, _wait: Duration) -> Result<(), BarrierError> {
-        Err(BarrierError::NoReplica { group })
-    }
-
-    async fn wait_for_leader(&self, _group: GroupId, _wait: Duration) -> Option<NodeId> {
-        None
-    }
-}
-
-struct NoLocals;
-
-impl Locals for NoLocals {
-    fn partition(&self, _partition: PartitionId) -> Option<Arc<Partition>> {
-        None
-    }
-
-    fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
-        Vec::new()
-    }
-}
 
 /// What a node does with the requests it gets, in order; the last one for ever.
 #[derive(Clone)]
@@ -230,33 +135,20 @@ fn applied() -> Applied {
 }
 
 fn map() -> ClusterMap {
-    let config = SpaceConfig {
-        space: SpaceId(1),
-        name: "s".into(),
-        dimension: 2,
-        metric: Metric::Cosine,
-        index: IndexParameters::new(1),
-        embedding_model: String::new(),
-        decay: Decay::None,
-    };
     let space = SpaceRecord {
-        config,
+        config: config(),
         replicas: 2,
         partitions: vec![PLACE],
     };
-    let mut map = ClusterMap::default();
-    map.spaces = BTreeMap::from([(SpaceId(1), space)]);
-    let mut groups = BTreeMap::new();
-    groups.insert(GROUP, group_record());
-    map.groups = groups;
-    map
-}
-
-fn group_record() -> GroupRecord {
-    GroupRecord {
+    let group = GroupRecord {
         id: GROUP,
         replicas: vec![B, C],
         shared: false,
+    };
+    ClusterMap {
+        spaces: BTreeMap::from([(SpaceId(1), space)]),
+        groups: BTreeMap::from([(GROUP, group)]),
+        ..ClusterMap::default()
     }
 }
 
@@ -268,14 +160,14 @@ struct Rig {
 
 fn rig(acts: impl IntoIterator<Item = (NodeId, Vec<Act>)>) -> Rig {
     let (sender, map) = watch::channel(Arc::new(map()));
-    let seams = seams();
+    let seams = still_seams();
     let groups: Arc<dyn Groups> = Arc::new(NoGroups);
     let here = Here::new(
         seams.clone(),
         HERE,
         map.clone(),
         Arc::clone(&groups),
-        Arc::new(NoLocals),
+        Arc::new(Held::default()),
     );
     let script = Arc::new(Script::default());
     *script.acts.lock() = acts.into_iter().collect();

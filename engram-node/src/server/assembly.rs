@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use engram_core::storage::Storage;
 use engram_core::types::{GroupId, PartitionId};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::entry::{Entry, enter};
+use super::entry::{Entry, enter, others};
 use super::identity::{ClusterMember, NodeIdentity};
 use super::machines::Machines;
 use super::ports::{Advertised, Ports};
+use super::scope::scoped;
 use super::watchers::{self, NodeHealth};
 use super::{Server, ServerError};
 use crate::config::Config;
@@ -20,12 +21,12 @@ use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescripti
 use crate::http::{self, Metrics};
 use crate::liveness::Heartbeats;
 use crate::membership::{ClusterKey, Membership, MembershipOptions, SwimTiming};
-use crate::placement::LocalPartitions;
 use crate::placement::reconciler::Reconciler;
+use crate::placement::LocalPartitions;
 use crate::replica::Replicas;
 use crate::seams::{Datagrams, Listener, Seams};
 use crate::security::{Security, SecurityOptions, check_exposure};
-use crate::server::logging;
+use crate::services::{self, Services};
 use crate::transport::Peers;
 
 /// One attempt of a founder to write the first entry of its cluster.
@@ -50,8 +51,9 @@ pub(super) async fn assemble(config: Config, seams: Seams) -> Result<Server, Ser
         &description,
     )
     .await?;
+    let end = CancellationToken::new();
     let span = tracing::info_span!("node", node = entry.member.node.0);
-    let seams = logging::in_span(&seams, span.clone());
+    let seams = scoped(&seams, span.clone(), end.clone());
     let parts = Parts {
         config,
         seams,
@@ -60,6 +62,7 @@ pub(super) async fn assemble(config: Config, seams: Seams) -> Result<Server, Ser
         description,
         incarnation,
         entry,
+        end: end.drop_guard(),
     };
     tracing::Instrument::instrument(Box::pin(parts.run(ports)), span).await
 }
@@ -110,6 +113,8 @@ pub(super) struct Parts {
     description: NodeDescription,
     incarnation: u64,
     entry: Entry,
+    /// Dropped: every task of the node is.
+    end: DropGuard,
 }
 
 /// The parts that all others hang on.
@@ -126,9 +131,7 @@ struct Local(Arc<Replicas>);
 impl LocalPartitions for Local {
     fn of_group(&self, group: GroupId) -> Vec<PartitionId> {
         let all = self.0.partitions().into_iter();
-        all.filter(|(of, _)| *of == group)
-            .map(|(_, partition)| partition.id())
-            .collect()
+        all.filter(|(of, _)| *of == group).map(|(_, partition)| partition.id()).collect()
     }
 }
 
@@ -148,15 +151,23 @@ impl Parts {
             core.peers.clone(),
             core.consensus.clone(),
         );
-        let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats)?;
+        let membership = self.start_membership(ports.datagrams, &core, &background).await?;
+        let services = Services::assemble(services::Parts {
+            seams: self.seams.clone(),
+            node: self.member().node,
+            consensus: core.consensus.clone(),
+            replicas: Arc::clone(&core.replicas),
+            peers: core.peers.clone(),
+            plane: core.plane.clone(),
+            membership: membership.clone(),
+        });
+        let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
         self.start_control_group(&core.consensus).await?;
         self.wait_for_the_map(&core.plane).await;
-        let membership = self
-            .start_membership(ports.datagrams, &core, &background)
-            .await?;
         self.start_background(&core, &membership, beats, &background);
+        services.start();
         let (client, client_done) =
-            self.serve_clients(ports.client, &core, &membership, &health, &background)?;
+            self.serve_clients(ports.client, &services, &health, &background)?;
         self.write_addresses(&ports.advertised).await?;
         tracing::info!(
             client = ports.advertised.client,
@@ -171,12 +182,14 @@ impl Parts {
             advertised: ports.advertised,
             plane: core.plane,
             consensus: core.consensus,
+            replicas: core.replicas,
             storage: self.storage,
             client,
             peer,
             background,
             client_done,
             peer_done,
+            end: self.end,
         })
     }
 
@@ -324,12 +337,17 @@ impl Parts {
         let (plane, consensus) = (|| core.plane.clone(), || core.consensus.clone());
         let addresses = watchers::follow_addresses(plane(), core.peers.clone(), stop());
         seams.spawn("addresses", addresses);
-        let registered =
-            watchers::stay_registered(seams.clone(), plane(), self.description.clone(), stop());
+        let registered = watchers::stay_registered(
+            seams.clone(),
+            plane(),
+            core.peers.clone(),
+            others(&self.config, &self.description),
+            self.description.clone(),
+            stop(),
+        );
         seams.spawn("registration", registered);
-        let local = self.member().node;
         let losses =
-            watchers::count_losses(seams.clone(), consensus(), local, beats.clone(), stop());
+            watchers::count_losses(seams.clone(), plane(), consensus(), beats.clone(), stop());
         seams.spawn("losses", losses);
         seams.spawn("heartbeats", beats.run(stop()));
         let membership = membership.clone();

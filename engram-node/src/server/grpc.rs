@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use super::cut::cut;
 use crate::config::Limits;
 use crate::seams::Listener;
 use crate::security::Security;
@@ -31,7 +32,7 @@ pub struct ServeError {
 pub struct Stops {
     /// No new requests; those in flight go on.
     pub accepting: CancellationToken,
-    /// Requests in flight are given up.
+    /// Requests in flight are given up and connections cut.
     pub serving: CancellationToken,
 }
 
@@ -68,7 +69,7 @@ pub fn client_port(
     let accepting = stops.accepting.clone().cancelled_owned();
     let served = server
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener), accepting);
+        .serve_with_incoming_shutdown(cut(incoming(listener), stops.serving.clone()), accepting);
     Ok(until("client", served, stops.serving.clone()))
 }
 
@@ -102,7 +103,7 @@ pub fn peer_port(
     let accepting = stops.accepting.clone().cancelled_owned();
     let served = server
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming(listener), accepting);
+        .serve_with_incoming_shutdown(cut(incoming(listener), stops.serving.clone()), accepting);
     Ok(until("peer", served, stops.serving.clone()))
 }
 

@@ -10,12 +10,14 @@
 //! leadership over before the peer port closes.
 
 mod assembly;
+mod cut;
 pub mod entry;
 mod grpc;
 pub mod identity;
 pub mod logging;
 mod machines;
 pub mod ports;
+mod scope;
 mod serving;
 mod watchers;
 
@@ -26,11 +28,12 @@ use std::time::Duration;
 use engram_core::storage::{Batch, Durability, Storage, StorageError};
 use engram_core::types::NodeId;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
 use crate::consensus::{Consensus, StartError};
 use crate::control::ControlPlane;
+use crate::replica::Replicas;
 use crate::seams::Seams;
 use crate::security::{ExposureError, SecurityError};
 use grpc::Stops;
@@ -80,6 +83,7 @@ pub struct Server {
     advertised: Advertised,
     plane: ControlPlane,
     consensus: Consensus,
+    replicas: Arc<Replicas>,
     storage: Arc<dyn Storage>,
     client: Stops,
     peer: Stops,
@@ -88,6 +92,9 @@ pub struct Server {
     /// Closed when no task of the client port runs any more.
     client_done: mpsc::Receiver<()>,
     peer_done: mpsc::Receiver<()>,
+    /// Dropped last, and with it every task of the node. A server that is dropped without
+    /// [`Server::stop`] ends as in a crash.
+    end: DropGuard,
 }
 
 /// Starts a node; it serves clients when this returns.
@@ -139,8 +146,9 @@ impl Server {
             tracing::warn!(grace = ?self.grace, "requests were still in flight");
         }
         self.client.serving.cancel();
-        self.consensus.shutdown().await;
         self.background.cancel();
+        self.consensus.shutdown().await;
+        self.replicas.save_indexes().await;
         self.peer.accepting.cancel();
         self.peer.serving.cancel();
         self.peer_done.recv().await;
@@ -150,19 +158,11 @@ impl Server {
     /// Syncs the store and waits until the last task has let go of it, so that the data directory
     /// can be opened again.
     async fn close_store(self) {
-        let Self {
-            seams,
-            plane,
-            consensus,
-            storage,
-            ..
-        } = self;
+        let Self { seams, plane, consensus, replicas, storage, end, .. } = self;
         let node = plane.local().0;
-        drop((plane, consensus));
+        drop((plane, consensus, replicas, end));
         let store = Arc::downgrade(&storage);
-        let synced = seams
-            .blocking(move || storage.write(Batch::new(), Durability::Sync))
-            .await;
+        let synced = seams.blocking(move || storage.write(Batch::new(), Durability::Sync)).await;
         if let Err(error) = synced {
             tracing::error!(%error, "the store was not synced");
         }

@@ -12,8 +12,8 @@ use super::grpc::{self, Stops};
 use super::watchers::{self, NodeHealth};
 use crate::control::service::ControlService;
 use crate::liveness::Heartbeats;
-use crate::membership::Membership;
 use crate::seams::Listener;
+use crate::services::{Services, client_services, peer_services};
 
 /// Services of the public API, as reflection lists them.
 const REFLECTED: [&str; 3] = [
@@ -28,10 +28,12 @@ impl Parts {
         listener: Box<dyn Listener>,
         core: &Core,
         beats: &Heartbeats,
+        services: &Services,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
         let routes = Routes::new(core.consensus.raft_service())
             .add_service(ControlService::server(core.plane.clone()))
             .add_service(beats.server());
+        let routes = peer_services(routes, services);
         let stops = Stops::default();
         let port = grpc::peer_port(listener, routes, &self.security, &stops)?;
         Ok((stops, self.spawn_port("peer-port", port)))
@@ -40,8 +42,7 @@ impl Parts {
     pub(super) fn serve_clients(
         &self,
         listener: Box<dyn Listener>,
-        core: &Core,
-        membership: &Membership,
+        services: &Services,
         health: &Arc<NodeHealth>,
         background: &CancellationToken,
     ) -> Result<(Stops, mpsc::Receiver<()>), ServerError> {
@@ -56,6 +57,7 @@ impl Parts {
         let routes = Routes::new(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
+        let routes = client_services(routes, services);
         let stops = Stops::default();
         let limits = self.config.limits;
         let port = grpc::client_port(listener, routes, &self.security, limits, &stops)?;

@@ -29,6 +29,8 @@ const COUNTERS_PER_IDENTITY: u64 = 512;
 /// A call that was let in.
 pub struct Admitted {
     pub deadline: Deadline,
+    /// When it came, in the node's monotonic time.
+    at: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -38,17 +40,37 @@ impl Services {
     pub fn admit<T>(&self, request: &Request<T>) -> Result<Admitted, Failure> {
         let wait = wait_of(request);
         let permit = std::sync::Arc::clone(&self.inner.requests).try_acquire_owned();
-        let permit = permit.map_err(|_| Failure::Busy {
-            what: "requests",
-            limit: REQUESTS_IN_FLIGHT_MAX,
+        let permit = permit.map_err(|_| {
+            metrics::counter!("engram_requests_refused_total").increment(1);
+            Failure::Busy {
+                what: "requests",
+                limit: REQUESTS_IN_FLIGHT_MAX,
+            }
         })?;
+        let at = self.router().seams().clock.monotonic();
         Ok(Admitted {
             deadline: self.router().deadline(wait),
+            at,
             _permit: permit,
         })
     }
 
-    pub(super) fn answer<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
+    /// The end of a call, counted and timed.
+    pub(super) fn answer<T>(
+        &self,
+        method: &'static str,
+        admitted: &Admitted,
+        result: Result<T, Failure>,
+    ) -> Result<Response<T>, Status> {
+        let took = self
+            .router()
+            .seams()
+            .clock
+            .monotonic()
+            .saturating_sub(admitted.at);
+        let code = result.as_ref().err().map_or("OK", status::code);
+        metrics::counter!("engram_requests_total", "method" => method, "code" => code).increment(1);
+        metrics::histogram!("engram_request_seconds", "method" => method).record(took);
         result
             .map(Response::new)
             .map_err(|failure| self.status(&failure))
@@ -70,10 +92,10 @@ impl Services {
         let mut map = self.router().watch_map();
         let wait = deadline.left(seams).min(SPACE_WAIT);
         let found = map.wait_for(|map| map.space(name).is_some());
-        if let Ok(Ok(map)) = seams.timeout(wait, found).await {
-            if let Some(space) = map.space(name) {
-                return Ok(space.clone());
-            }
+        if let Ok(Ok(map)) = seams.timeout(wait, found).await
+            && let Some(space) = map.space(name)
+        {
+            return Ok(space.clone());
         }
         Err(Failure::UnknownSpace {
             name: name.to_owned(),

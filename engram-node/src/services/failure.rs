@@ -95,8 +95,6 @@ pub enum InputError {
     },
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    #[error("the stream turned to another space; open one stream per space")]
-    SpaceChanged,
 }
 
 /// Why a spread has no answer.

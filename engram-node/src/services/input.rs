@@ -79,7 +79,7 @@ pub fn unit(what: &'static str, value: Option<f64>) -> Result<Unit, InputError> 
 }
 
 pub fn unit_or(what: &'static str, value: Option<f64>, absent: Unit) -> Result<Unit, InputError> {
-    let given = value.map(|value| Unit::from_f64(value)).transpose();
+    let given = value.map(Unit::from_f64).transpose();
     Ok(given
         .map_err(|why| InputError::Unit { what, why })?
         .unwrap_or(absent))

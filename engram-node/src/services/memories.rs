@@ -24,7 +24,7 @@ macro_rules! serve {
             .admit(&$request)
             .map_err(|failure| $services.status(&failure))?;
         let result = Box::pin($services.$method($request.into_inner(), admitted.deadline)).await;
-        $services.answer(result)
+        $services.answer(stringify!($method), &admitted, result)
     }};
 }
 

@@ -220,3 +220,113 @@ impl Overlay for OverlayService {
             .map_err(|error| Status::unavailable(error.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engram_core::command::{Associate, Op};
+    use engram_core::types::{ClientId, MemoryId, Relation, SlotRange, Unit};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::control::{ClusterMap, PartitionRecord, SpaceRecord};
+    use crate::routing::fakes::{Held, NoGroups, NoLinks, config, partition, system_seams};
+    use crate::routing::{Dialer, Groups, Here};
+    use crate::services::input::Requester;
+    use crate::services::writes::write_of;
+
+    const PLACE: PartitionRecord = PartitionRecord {
+        id: PartitionId(3),
+        group: GroupId(4),
+        slots: SlotRange::ALL,
+    };
+
+    /// A node with one replica of the partition.
+    fn node(id: u64) -> (Router, Arc<Partition>) {
+        let space = SpaceRecord {
+            config: config(),
+            replicas: 2,
+            partitions: vec![PLACE],
+        };
+        let spaces = [(space.config.space, space)].into();
+        let map = ClusterMap {
+            spaces,
+            ..ClusterMap::default()
+        };
+        let (_, map) = watch::channel(Arc::new(map));
+        let (seams, replica) = (system_seams(), partition(PLACE.id, PLACE.slots));
+        let groups: Arc<dyn Groups> = Arc::new(NoGroups);
+        let held = Held(vec![(PLACE.group, Arc::clone(&replica))]);
+        let node = NodeId(id);
+        let here = Here::new(
+            seams.clone(),
+            node,
+            map.clone(),
+            Arc::clone(&groups),
+            Arc::new(held),
+        );
+        let remote = Arc::new(Dialer::new(seams.clone(), Arc::new(NoLinks)));
+        (Router::new(seams, map, groups, remote, here), replica)
+    }
+
+    async fn strengthen(router: &Router, counter: u64, to: &str) {
+        let id = |text: &str| MemoryId::new(text).unwrap();
+        let op = Op::Associate(Associate {
+            from: id("a"),
+            to: id(to),
+            relation: Relation::new("r").unwrap(),
+            weight: Unit::ONE,
+            confidence: Unit::ONE,
+        });
+        let requester = Requester {
+            client: ClientId([1; 16]),
+            counter,
+            retried: false,
+        };
+        let write = write_of(requester, vec![(0, op)]);
+        router.here().accept_local(PLACE.id, &write).await.unwrap();
+    }
+
+    /// One message from `from` and the answer to it, as a round does it.
+    async fn round(from: &Arc<Partition>, to: &Router, deltas: &[OverlayDelta]) -> OverlayContext {
+        let service = OverlayService::new(to.clone());
+        let answer = service
+            .exchange(Request::new(message(from, deltas)))
+            .await
+            .unwrap();
+        let (seen, deltas) = parts(answer.into_inner()).unwrap();
+        from.receive_overlay(&deltas).unwrap();
+        seen
+    }
+
+    #[tokio::test]
+    async fn two_exchanges_make_two_replicas_equal() {
+        let (one, one_replica) = node(1);
+        let (two, two_replica) = node(2);
+        for counter in 1..=3 {
+            strengthen(&one, counter, "b").await;
+        }
+        strengthen(&two, 9, "c").await;
+        assert_eq!(two_replica.status().overlay_deltas, 1);
+        let seen = round(&one_replica, &two, &[]).await;
+        let missing = one_replica.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
+        assert_eq!(missing.len(), 3);
+        round(&one_replica, &two, &missing).await;
+        assert_eq!(one_replica.overlay_context(), two_replica.overlay_context());
+        assert_eq!(one_replica.status().overlay_deltas, 4);
+        // Doubled messages change nothing.
+        round(&one_replica, &two, &missing).await;
+        assert_eq!(two_replica.status().overlay_deltas, 4);
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_when_there_is_no_replica() {
+        let (one, _) = node(1);
+        let service = OverlayService::new(one);
+        let stranger = OverlayExchange {
+            partition: 99,
+            ..OverlayExchange::default()
+        };
+        let answer = service.exchange(Request::new(stranger)).await.unwrap();
+        assert!(answer.into_inner().no_replica);
+    }
+}

@@ -143,7 +143,7 @@ fn judge_input(input: &InputError) -> Verdict {
         InputError::Memory(MemoryError::EmptyLabel) => invalid("EMPTY_LABEL"),
         InputError::Memory(MemoryError::PropertyNotFinite { .. }) => invalid("NOT_FINITE"),
         InputError::RequestId(_) => invalid("INVALID_REQUEST_ID"),
-        InputError::Missing(_) | InputError::SpaceChanged => invalid("INVALID_REQUEST"),
+        InputError::Missing(_) | InputError::Decode(_) => invalid("INVALID_REQUEST"),
         InputError::Filter(_) => refused(
             Code::InvalidArgument,
             "INVALID_FILTER",
@@ -151,7 +151,6 @@ fn judge_input(input: &InputError) -> Verdict {
         ),
         InputError::Config(_) => invalid("INVALID_CONFIGURATION"),
         InputError::Spread(_) => invalid("INVALID_SPREAD"),
-        InputError::Decode(_) => invalid("INVALID_REQUEST"),
     }
 }
 

@@ -4,7 +4,6 @@
 //! The mark travels through the log, so all replicas note at the same sequence whatever is written
 //! meanwhile. A replica that cannot be asked makes the answer unequal: nothing is proved of it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engram_core::command::PartitionCommand;
@@ -122,33 +121,34 @@ impl Services {
     }
 }
 
-/// What has to be equal.
-fn essence(digests: &MarkDigests) -> (u64, Vec<u8>, Vec<u8>, Vec<u8>, (u64, u64), Vec<u8>) {
-    (
-        digests.sequence,
-        digests.log_hash.to_vec(),
-        digests.memory_digest.to_vec(),
-        digests.edge_digest.to_vec(),
-        (digests.generation, digests.index_jobs),
-        digests.topology_digest.to_vec(),
-    )
+/// Everything but what one replica found on its own disk has to be equal.
+fn alike(one: &MarkDigests, other: &MarkDigests) -> bool {
+    let blank = |digests: &MarkDigests| MarkDigests {
+        damage: String::new(),
+        ..digests.clone()
+    };
+    blank(one) == blank(other)
 }
 
-/// The greatest number of replicas that say the same is right; with a tie nobody is.
+/// What the greatest number of replicas says is right; with a tie nobody is.
+fn majority(notes: &[Note]) -> Option<MarkDigests> {
+    let said: Vec<&MarkDigests> = notes
+        .iter()
+        .filter_map(|(_, note)| note.as_ref().ok())
+        .collect();
+    let votes = |digests: &MarkDigests| said.iter().filter(|other| alike(other, digests)).count();
+    let right = said.iter().copied().max_by_key(|digests| votes(digests))?;
+    let rival = |digests: &&MarkDigests| !alike(digests, right) && votes(digests) == votes(right);
+    (!said.iter().copied().any(|digests| rival(&digests))).then(|| right.clone())
+}
+
 fn compare(place: PartitionRecord, sequence: u64, notes: Vec<Note>) -> v1::PartitionVerification {
-    let mut votes: BTreeMap<_, usize> = BTreeMap::new();
-    for (_, note) in &notes {
-        if let Ok(digests) = note {
-            *votes.entry(essence(digests)).or_default() += 1;
-        }
-    }
-    let most = votes.values().copied().max().unwrap_or(0);
-    let tie = votes.values().filter(|count| **count == most).count() > 1;
+    let right = majority(&notes);
     let replicas: Vec<v1::ReplicaDigests> = notes
         .into_iter()
         .map(|(node, note)| match note {
             Ok(digests) => {
-                let agrees = !tie && votes.get(&essence(&digests)) == Some(&most);
+                let agrees = right.as_ref().is_some_and(|right| alike(right, &digests));
                 v1::ReplicaDigests {
                     node: node.0,
                     agrees: agrees && digests.damage.is_empty(),

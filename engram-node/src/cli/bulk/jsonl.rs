@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use engram_client::types as v1;
 use engram_core::limits;
-use engram_core::types::{MemoryId, Metric, Relation, Unit, check_parts};
+use engram_core::types::{
+    EmbeddingError, MemoryError, MemoryId, Metric, Relation, Unit, check_parts,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -86,7 +88,7 @@ impl MemoryLine {
         row: Option<Vec<f32>>,
         embeddings: Embeddings,
     ) -> Result<v1::Memory, BadLine> {
-        MemoryId::new(self.id.as_str()).map_err(|error| bad("INVALID_ID", error))?;
+        MemoryId::new(self.id.as_str()).map_err(|error| bad("INVALID_MEMORY_ID", error))?;
         if let Some(row) = row {
             if !self.embedding.is_empty() {
                 return Err(bad(
@@ -104,7 +106,7 @@ impl MemoryLine {
         }
         let labels: BTreeSet<String> = self.labels.iter().cloned().collect();
         check_parts(&self.content, &labels, &core_properties(&properties))
-            .map_err(|error| bad("INVALID_MEMORY", error))?;
+            .map_err(|error| bad(code_of(&error), error))?;
         Ok(v1::Memory {
             id: self.id,
             content: self.content,
@@ -143,12 +145,25 @@ fn check_embedding(components: &[f32], embeddings: Embeddings) -> Result<(), Bad
     let Embeddings { dimension, metric } = embeddings;
     engram_core::types::Embedding::new(components.to_vec(), dimension, metric)
         .map(drop)
-        .map_err(|error| bad("INVALID_EMBEDDING", error))
+        .map_err(|error| bad(code_of(&MemoryError::from(error.clone())), error))
+}
+
+/// The code that the server has for it.
+fn code_of(error: &MemoryError) -> &'static str {
+    match error {
+        MemoryError::TooLarge { .. } => "TOO_LARGE",
+        MemoryError::EmptyLabel => "EMPTY_LABEL",
+        MemoryError::PropertyNotFinite { .. } => "NOT_FINITE",
+        MemoryError::Embedding(EmbeddingError::WrongDimension { .. }) => "WRONG_DIMENSION",
+        MemoryError::Embedding(EmbeddingError::NotFinite { .. }) => "NOT_FINITE",
+        MemoryError::Embedding(EmbeddingError::ZeroVector) => "ZERO_VECTOR",
+        MemoryError::Embedding(EmbeddingError::WrongModel { .. }) => "WRONG_MODEL",
+    }
 }
 
 fn check_unit(what: &str, value: Option<f64>) -> Result<(), BadLine> {
     match value.map(Unit::from_f64) {
-        Some(Err(error)) => Err(bad("OUT_OF_UNIT", format!("{what}: {error}"))),
+        Some(Err(error)) => Err(bad("OUT_OF_RANGE", format!("{what}: {error}"))),
         _ => Ok(()),
     }
 }
@@ -218,7 +233,7 @@ impl EdgeLine {
     pub fn into_edge(self) -> Result<v1::ImportEdge, BadLine> {
         for (what, id) in [("from", &self.from), ("to", &self.to)] {
             MemoryId::new(id.as_str())
-                .map_err(|error| bad("INVALID_ID", format!("{what}: {error}")))?;
+                .map_err(|error| bad("INVALID_MEMORY_ID", format!("{what}: {error}")))?;
         }
         if Relation::new(&self.relation).is_none() {
             let max = limits::RELATION_BYTES_MAX;
@@ -300,17 +315,17 @@ mod tests {
         ] {
             assert_eq!(code(line), Some("MALFORMED_LINE"), "{line}");
         }
-        assert_eq!(code(r#"{"id":""}"#), Some("INVALID_ID"));
+        assert_eq!(code(r#"{"id":""}"#), Some("INVALID_MEMORY_ID"));
         assert_eq!(
             code(r#"{"id":"a","embedding":[1]}"#),
-            Some("INVALID_EMBEDDING")
+            Some("WRONG_DIMENSION")
         );
         assert_eq!(
             code(r#"{"id":"a","embedding":[0,0]}"#),
-            Some("INVALID_EMBEDDING")
+            Some("ZERO_VECTOR")
         );
         assert_eq!(code(r#"{"id":"a","embedding":[1e39,0]}"#).is_some(), true);
-        assert_eq!(code(r#"{"id":"a","confidence":1.5}"#), Some("OUT_OF_UNIT"));
+        assert_eq!(code(r#"{"id":"a","confidence":1.5}"#), Some("OUT_OF_RANGE"));
         assert_eq!(
             code(r#"{"id":"a","properties":{"p":null}}"#),
             Some("INVALID_PROPERTY")
@@ -319,7 +334,7 @@ mod tests {
             code(r#"{"id":"a","properties":{"p":[1]}}"#),
             Some("INVALID_PROPERTY")
         );
-        assert_eq!(code(r#"{"id":"a","labels":[""]}"#), Some("INVALID_MEMORY"));
+        assert_eq!(code(r#"{"id":"a","labels":[""]}"#), Some("EMPTY_LABEL"));
         let error = memory("{\"id\": 3}").expect_err("a number is no id");
         assert!(error.reason.contains("column"), "{error}");
     }
@@ -345,14 +360,14 @@ mod tests {
         assert_eq!(code(r#"{"from":"a","to":"b"}"#), Some("MALFORMED_LINE"));
         assert_eq!(
             code(r#"{"from":"","to":"b","relation":"r"}"#),
-            Some("INVALID_ID")
+            Some("INVALID_MEMORY_ID")
         );
         assert_eq!(
             code(r#"{"from":"a","to":"b","relation":""}"#),
             Some("INVALID_RELATION")
         );
         let heavy = r#"{"from":"a","to":"b","relation":"r","weight":-0.1}"#;
-        assert_eq!(code(heavy), Some("OUT_OF_UNIT"));
+        assert_eq!(code(heavy), Some("OUT_OF_RANGE"));
     }
 
     #[test]

@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_is_not_said_has_a_default() {
-        let query = query(&request()).ok().expect("a usable request");
+        let query = query(&request()).expect("a usable request");
         assert_eq!(query.parameters, SpreadParameters::default());
         assert_eq!(query.seeds[0].amount, ONE);
     }
