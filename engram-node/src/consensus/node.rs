@@ -235,8 +235,6 @@ impl Consensus {
             .map(|group| group.stop("the node is shutting down"));
         futures::future::join_all(stopping).await;
         self.inner.groups.write().clear();
-        let machines = Arc::clone(&self.inner.machines);
-        self.inner.seams.blocking(move || machines.save()).await;
     }
 }
 

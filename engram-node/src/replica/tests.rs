@@ -9,7 +9,7 @@ use engram_core::command::{
     Applied, Expected, Op, OpOutcome, PartitionCommand, Rejection, Remember, Write,
 };
 use engram_core::partition::Partition;
-use engram_core::storage::{Batch, MemoryStorage, Reader as _, RocksOptions, Storage};
+use engram_core::storage::{Batch, MemoryStorage, RocksOptions, Storage};
 use engram_core::types::{
     ClientId, Decay, Embedding, GroupId, Hlc, IndexParameters, MemoryId, Metric, PartitionId,
     SlotRange, SpaceConfig, SpaceId, Unit,
@@ -281,7 +281,7 @@ async fn jobs_are_run_and_their_links_are_there_after_a_restart() {
     node.until_linked(FIRST).await;
     let linked = node.partition(FIRST).status().index.newest;
     assert!(linked.jobs > 0);
-    node.replicas.save();
+    node.replicas.save_indexes().await;
 
     let node = node.restart();
     // Read at once: the runner may not have had the time to link anything.
@@ -297,7 +297,7 @@ async fn a_destroyed_group_leaves_nothing() {
     let node = Node::new();
     node.apply(FIRST, &create());
     (1..50).for_each(|counter| drop(node.apply(FIRST, &remember(counter))));
-    node.replicas.save();
+    node.replicas.save_indexes().await;
     node.replicas.destroy(GROUP).unwrap();
     node.replicas.destroy(GROUP).unwrap();
     assert_eq!(node.ids(), []);

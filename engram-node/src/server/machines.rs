@@ -29,8 +29,4 @@ impl MachineFactory for Machines {
         );
         self.data.destroy(group)
     }
-
-    fn save(&self) {
-        self.data.save();
-    }
 }
