@@ -72,16 +72,6 @@ impl Replicas {
     pub fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
         self.shared.all()
     }
-
-    /// Saves the links of all partitions, for a quick start next time. To be called when no more
-    /// entries are applied.
-    pub async fn save_indexes(&self) {
-        let shared = Arc::clone(&self.shared);
-        self.shared
-            .seams
-            .blocking(move || jobs::save_all(&shared, &mut BTreeMap::new()))
-            .await;
-    }
 }
 
 impl Shared {
@@ -149,5 +139,9 @@ impl MachineFactory for Replicas {
             self.shared.remove_index_file(*partition);
         }
         Ok(())
+    }
+
+    fn save(&self) {
+        jobs::save_all(&self.shared, &mut BTreeMap::new());
     }
 }

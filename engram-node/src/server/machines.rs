@@ -29,4 +29,8 @@ impl MachineFactory for Machines {
         );
         self.data.destroy(group)
     }
+
+    fn save(&self) {
+        self.data.save();
+    }
 }
