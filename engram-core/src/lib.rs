@@ -10,6 +10,7 @@
 
 pub mod command;
 pub mod edges;
+pub mod embedded;
 pub mod filter;
 pub mod index;
 pub mod kernel;

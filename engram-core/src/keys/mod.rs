@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! family    key                                   value
+//! metadata  00 name                              the program's own records
 //! metadata  02 p 00                               partition state
 //! metadata  02 p 01 generation(8)                 index generation
 //! metadata  02 p 02 v                             death of a vector
@@ -31,7 +32,9 @@ use crate::types::{
 
 pub use value::{BadRecord, decode, encode};
 
-/// First byte of every partition key in the metadata family; 00 is the node's, 01 a group's.
+/// First byte of every key of the program itself in the metadata family; 01 is a group's.
+const PROGRAM: u8 = 0x00;
+/// First byte of every partition key in the metadata family.
 const PARTITION: u8 = 0x02;
 
 const STATE: u8 = 0x00;
@@ -58,7 +61,10 @@ pub struct KeyRange {
 impl KeyRange {
     #[must_use]
     pub fn of_prefix(prefix: Vec<u8>) -> Self {
-        Self { end: prefix_end(&prefix), start: prefix }
+        Self {
+            end: prefix_end(&prefix),
+            start: prefix,
+        }
     }
 
     /// The part of the range behind `key`.
@@ -66,7 +72,10 @@ impl KeyRange {
     pub fn after(self, key: &[u8]) -> Self {
         let mut start = key.to_vec();
         start.push(0);
-        Self { start: start.max(self.start), end: self.end }
+        Self {
+            start: start.max(self.start),
+            end: self.end,
+        }
     }
 
     #[must_use]
@@ -89,6 +98,18 @@ fn edges(partition: PartitionId, tag: u8, rest: &[&[u8]]) -> Vec<u8> {
     let mut key = join(&[&partition.0.to_be_bytes(), &[tag]]);
     rest.iter().for_each(|part| key.extend_from_slice(part));
     key
+}
+
+/// A record of the program itself.
+#[must_use]
+pub fn program(name: &str) -> Vec<u8> {
+    join(&[&[PROGRAM], name.as_bytes()])
+}
+
+/// The program's records whose names begin with `prefix`.
+#[must_use]
+pub fn programs(prefix: &str) -> KeyRange {
+    KeyRange::of_prefix(program(prefix))
 }
 
 /// The partition's state record.
@@ -196,7 +217,11 @@ pub fn vector(partition: PartitionId, vector: u64) -> Vec<u8> {
 
 #[must_use]
 pub fn edge(partition: PartitionId, key: &EdgeKey) -> Vec<u8> {
-    edges(partition, EDGE, &[&key.from.0, &key.to.0, key.relation.as_str().as_bytes()])
+    edges(
+        partition,
+        EDGE,
+        &[&key.from.0, &key.to.0, key.relation.as_str().as_bytes()],
+    )
 }
 
 #[must_use]
@@ -211,7 +236,11 @@ pub fn out_edges(partition: PartitionId, from: MemoryHash) -> KeyRange {
 
 #[must_use]
 pub fn reverse_edge(partition: PartitionId, key: &EdgeKey) -> Vec<u8> {
-    edges(partition, REVERSE, &[&key.to.0, &key.from.0, key.relation.as_str().as_bytes()])
+    edges(
+        partition,
+        REVERSE,
+        &[&key.to.0, &key.from.0, key.relation.as_str().as_bytes()],
+    )
 }
 
 #[must_use]
@@ -248,7 +277,8 @@ pub fn all_source_removals(partition: PartitionId) -> KeyRange {
 /// The last eight bytes of a key as a number: a vector id, a generation, a mark, a counter.
 #[must_use]
 pub fn parse_number(key: &[u8]) -> Option<u64> {
-    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+    key.last_chunk::<8>()
+        .map(|bytes| u64::from_be_bytes(*bytes))
 }
 
 /// The memory hash that ends a memory's key, or that of waiting removals.
@@ -266,7 +296,10 @@ pub fn parse_client(key: &[u8]) -> Option<ClientId> {
 pub fn parse_overlay(key: &[u8]) -> Option<OverlayDot> {
     let (rest, n) = key.split_last_chunk::<8>()?;
     let actor = ActorId(*rest.last_chunk::<16>()?);
-    Some(OverlayDot { actor, n: u64::from_be_bytes(*n) })
+    Some(OverlayDot {
+        actor,
+        n: u64::from_be_bytes(*n),
+    })
 }
 
 fn parse_pair(key: &[u8], tag: u8) -> Option<(MemoryHash, MemoryHash, Relation)> {

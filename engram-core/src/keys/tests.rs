@@ -20,29 +20,54 @@ fn key_bytes_are_frozen() {
     assert_eq!(state(p), with(&[2], &[0]));
     assert_eq!(generation(p, 3), with(&[2], &[1, 0, 0, 0, 0, 0, 0, 0, 3]));
     assert_eq!(death(p, 4), with(&[2], &[2, 0, 0, 0, 0, 0, 0, 0, 4]));
-    assert_eq!(client(p, ClientId([7; 16])), with(&[2], &[[3].as_slice(), &[7; 16]].concat()));
+    assert_eq!(
+        client(p, ClientId([7; 16])),
+        with(&[2], &[[3].as_slice(), &[7; 16]].concat())
+    );
     let counter = [0, 0, 0, 0, 0, 0, 0, 9];
     assert_eq!(
         request(p, ClientId([7; 16]), 9),
         with(&[2], &[[4].as_slice(), &[7; 16], &counter].concat())
     );
-    assert_eq!(mark(p, MarkId(9)), with(&[2], &[[5].as_slice(), &counter].concat()));
+    assert_eq!(
+        mark(p, MarkId(9)),
+        with(&[2], &[[5].as_slice(), &counter].concat())
+    );
     assert_eq!(adopted(p), with(&[2], &[6]));
     assert_eq!(installing(p), with(&[2], &[7]));
     assert_eq!(memory(p, hash(5)), with(&[], &[5; 16]));
     assert_eq!(vector(p, 9), with(&[], &counter));
-    let key = EdgeKey { from: hash(1), to: hash(2), relation: relation("is") };
+    let key = EdgeKey {
+        from: hash(1),
+        to: hash(2),
+        relation: relation("is"),
+    };
     assert_eq!(
         edge(p, &key),
-        with(&[], &[[0].as_slice(), &[1; 16], &[2; 16], b"is".as_slice()].concat())
+        with(
+            &[],
+            &[[0].as_slice(), &[1; 16], &[2; 16], b"is".as_slice()].concat()
+        )
     );
     assert_eq!(
         reverse_edge(p, &key),
-        with(&[], &[[1].as_slice(), &[2; 16], &[1; 16], b"is".as_slice()].concat())
+        with(
+            &[],
+            &[[1].as_slice(), &[2; 16], &[1; 16], b"is".as_slice()].concat()
+        )
     );
-    let dot = OverlayDot { actor: ActorId([8; 16]), n: 9 };
-    assert_eq!(overlay(p, dot), with(&[], &[[2].as_slice(), &[8; 16], &counter].concat()));
-    assert_eq!(source_removals(p, hash(1)), with(&[], &[[3].as_slice(), &[1; 16]].concat()));
+    let dot = OverlayDot {
+        actor: ActorId([8; 16]),
+        n: 9,
+    };
+    assert_eq!(
+        overlay(p, dot),
+        with(&[], &[[2].as_slice(), &[8; 16], &counter].concat())
+    );
+    assert_eq!(
+        source_removals(p, hash(1)),
+        with(&[], &[[3].as_slice(), &[1; 16]].concat())
+    );
 }
 
 #[test]
@@ -59,13 +84,23 @@ fn ranges_hold_their_partition_only() {
 #[test]
 fn a_range_continues_behind_a_key() {
     let p = PartitionId(1);
-    let range = out_edges(p, hash(1)).after(&edge(p, &EdgeKey {
-        from: hash(1),
-        to: hash(2),
-        relation: relation("a"),
-    }));
+    let range = out_edges(p, hash(1)).after(&edge(
+        p,
+        &EdgeKey {
+            from: hash(1),
+            to: hash(2),
+            relation: relation("a"),
+        },
+    ));
     let at = |name: &str| {
-        edge(p, &EdgeKey { from: hash(1), to: hash(2), relation: relation(name) })
+        edge(
+            p,
+            &EdgeKey {
+                from: hash(1),
+                to: hash(2),
+                relation: relation(name),
+            },
+        )
     };
     assert!(!range.contains(&at("a")) && range.contains(&at("aa")) && range.contains(&at("b")));
 }
@@ -74,8 +109,14 @@ fn a_range_continues_behind_a_key() {
 fn foreign_bytes_are_no_record() {
     assert_eq!(decode::<u64>(&[]), Err(BadRecord::Empty));
     assert_eq!(decode::<u64>(&[2, 0]), Err(BadRecord::Version { found: 2 }));
-    assert!(matches!(decode::<u64>(&[1]), Err(BadRecord::Malformed { .. })));
-    assert!(matches!(decode::<u64>(&[1, 0, 0]), Err(BadRecord::Malformed { .. })));
+    assert!(matches!(
+        decode::<u64>(&[1]),
+        Err(BadRecord::Malformed { .. })
+    ));
+    assert!(matches!(
+        decode::<u64>(&[1, 0, 0]),
+        Err(BadRecord::Malformed { .. })
+    ));
 }
 
 proptest! {

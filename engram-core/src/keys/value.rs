@@ -24,7 +24,10 @@ impl BadRecord {
     /// As a storage error that names the record.
     #[must_use]
     pub fn at(self, what: impl Into<String>) -> StorageError {
-        StorageError::Corrupt { what: what.into(), reason: self.to_string() }
+        StorageError::Corrupt {
+            what: what.into(),
+            reason: self.to_string(),
+        }
     }
 }
 
@@ -32,7 +35,10 @@ impl BadRecord {
 #[must_use]
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
     let encoded = postcard::to_extend(record, vec![VERSION]);
-    assert!(encoded.is_ok(), "a record of plain data encodes into a growing buffer");
+    assert!(
+        encoded.is_ok(),
+        "a record of plain data encodes into a growing buffer"
+    );
     encoded.unwrap_or_default()
 }
 

@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 
 use parking_lot::Mutex;
 
+use super::Partition;
 use super::read;
 use super::view::{PartitionView, ReadError};
-use super::Partition;
 use crate::filter::Filter;
 use crate::keys;
 use crate::spread::{Adjacency, OutEdge};
@@ -35,7 +35,13 @@ impl Partition {
         now_millis: u64,
     ) -> PartitionAdjacency {
         let (view, resolved) = (self.view(), Mutex::default());
-        PartitionAdjacency { view, filter, relations, now_millis, resolved }
+        PartitionAdjacency {
+            view,
+            filter,
+            relations,
+            now_millis,
+            resolved,
+        }
     }
 }
 
@@ -46,7 +52,9 @@ impl PartitionAdjacency {
         }
         let record = self.view.record(memory)?;
         let seen = record.map(|record| record.memory).filter(|memory| {
-            self.filter.as_ref().is_none_or(|filter| filter.matches(memory))
+            self.filter
+                .as_ref()
+                .is_none_or(|filter| filter.matches(memory))
         });
         let id = seen.map(|memory| memory.id);
         self.resolved.lock().insert(memory, id.clone());
@@ -73,7 +81,9 @@ impl Adjacency for PartitionAdjacency {
             }
             let value = view.value(key, record, removals.as_ref());
             let overlay = view.overlay.of_edge(key);
-            let to = record.map(|record| &record.to).or_else(|| Some(&overlay.first()?.to));
+            let to = record
+                .map(|record| &record.to)
+                .or_else(|| Some(&overlay.first()?.to));
             if let (true, Some(to)) = (value.is_live(), to) {
                 sink.push(OutEdge {
                     to: key.to,

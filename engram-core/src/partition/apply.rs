@@ -43,6 +43,7 @@ struct Effects {
     table: TableChange,
     mark: Option<MarkId>,
     generation: Option<Generation>,
+    durability: Durability,
 }
 
 impl Partition {
@@ -59,15 +60,38 @@ impl Partition {
         command_bytes: &[u8],
         batch: Batch,
     ) -> Result<Applied, ApplyError> {
+        self.apply_as(command, command_bytes, batch, Durability::Buffered)
+    }
+
+    /// As [`Self::apply`], on disk when it returns: for a caller that keeps no log.
+    ///
+    /// # Errors
+    /// See [`ApplyError`]; nothing was applied.
+    pub fn apply_durably(
+        &self,
+        command: &PartitionCommand,
+        command_bytes: &[u8],
+        batch: Batch,
+    ) -> Result<Applied, ApplyError> {
+        self.apply_as(command, command_bytes, batch, Durability::Sync)
+    }
+
+    fn apply_as(
+        &self,
+        command: &PartitionCommand,
+        command_bytes: &[u8],
+        batch: Batch,
+        durability: Durability,
+    ) -> Result<Applied, ApplyError> {
         let mut applier = self.applier.lock();
-        let (state, adopted) = {
+        let (state, covered) = {
             let published = self.published.read();
             if published.dropped {
                 return Err(ApplyError::Dropped { partition: self.id });
             }
-            (Arc::clone(&published.state), Arc::clone(&published.adopted))
+            (Arc::clone(&published.state), Arc::clone(&published.log))
         };
-        let mut step = Step::new(self.id, &*self.storage, &state, &adopted, batch);
+        let mut step = Step::new(self.id, &*self.storage, &state, &covered, batch);
         let sequence = step.sequence();
         step.state.log_hash = digest::log_link(&state.log_hash, sequence.0, command_bytes);
         let (mut outcomes, mut table, mut mark) = (Vec::new(), TableChange::default(), None);
@@ -75,8 +99,10 @@ impl Partition {
             PartitionCommand::Create { .. } => {
                 return Err(ApplyError::CreatedTwice { partition: self.id });
             }
-            PartitionCommand::Drop => return self.apply_drop(step),
-            PartitionCommand::Write(write) => (outcomes, table) = apply_write(&mut step, write, &applier)?,
+            PartitionCommand::Drop => return self.apply_drop(step, durability),
+            PartitionCommand::Write(write) => {
+                (outcomes, table) = apply_write(&mut step, write, &applier)?
+            }
             PartitionCommand::Adopt { deltas } => apply_adopt(&mut step, deltas)?,
             PartitionCommand::Mark { mark: id } => mark = Some(*id),
         }
@@ -87,7 +113,13 @@ impl Partition {
             step.batch.put(Family::Metadata, key, generation.encode());
         }
         let applied = Applied { sequence, outcomes };
-        let effects = Effects { applied, table, mark, generation };
+        let effects = Effects {
+            applied,
+            table,
+            mark,
+            generation,
+            durability,
+        };
         self.publish(step, &mut applier, effects)
     }
 
@@ -98,23 +130,34 @@ impl Partition {
         applier: &mut Applier,
         effects: Effects,
     ) -> Result<Applied, ApplyError> {
-        let Effects { applied, table, mark, generation } = effects;
+        let Effects {
+            applied,
+            table,
+            mark,
+            generation,
+            durability,
+        } = effects;
         step.state.dropped_client = applier.requests.dropped_after(&table);
-        step.batch.put(Family::Metadata, keys::state(self.id), keys::encode(&step.state));
+        step.batch.put(
+            Family::Metadata,
+            keys::state(self.id),
+            keys::encode(&step.state),
+        );
         let mut published = self.published.write();
         if let Some(mark) = mark {
             applier.note_mark(&mut step, mark, self.index.sealed());
         }
-        self.storage.write(std::mem::take(&mut step.batch), Durability::Buffered)?;
-        applier.requests.commit(table);
+        self.storage
+            .write(std::mem::take(&mut step.batch), durability)?;
+        applier.requests.commit(&table);
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
             published.last_kill = step.sequence();
         }
         if !step.adopting.is_empty() {
             published.overlay.adopt(&step.adopting);
-            published.adopted = Arc::new(step.adopted);
         }
+        published.log = Arc::new(step.log);
         published.state = Arc::new(step.state);
         Ok(applied)
     }
@@ -138,19 +181,46 @@ impl Partition {
             return;
         }
         let due = self.index.applied(step.sequence());
-        assert!(due == generation, "index and state machine disagree on the next generation");
+        assert!(
+            due == generation,
+            "index and state machine disagree on the next generation"
+        );
         if let Some(generation) = generation {
             applier.newest = Newest::from(&generation);
             self.index.begin_generation(generation);
         }
     }
 
-    fn apply_drop(&self, mut step: Step<'_>) -> Result<Applied, ApplyError> {
-        Self::drop_state(self.id, &mut step.batch);
+    /// Drops the partition without a log, and writes `batch` with it.
+    ///
+    /// # Errors
+    /// When storage fails.
+    pub(crate) fn drop_durably(&self, mut batch: Batch) -> Result<(), StorageError> {
+        let _applier = self.applier.lock();
+        let _overlay_writer = self.overlay_writer.lock();
         let mut published = self.published.write();
-        self.storage.write(std::mem::take(&mut step.batch), Durability::Buffered)?;
+        Self::drop_state(self.id, &mut batch);
+        self.storage.write(batch, Durability::Sync)?;
         published.dropped = true;
-        Ok(Applied { sequence: step.sequence(), outcomes: Vec::new() })
+        Ok(())
+    }
+
+    fn apply_drop(
+        &self,
+        mut step: Step<'_>,
+        durability: Durability,
+    ) -> Result<Applied, ApplyError> {
+        Self::drop_state(self.id, &mut step.batch);
+        // Nothing may be written behind the deletion.
+        let _overlay_writer = self.overlay_writer.lock();
+        let mut published = self.published.write();
+        self.storage
+            .write(std::mem::take(&mut step.batch), durability)?;
+        published.dropped = true;
+        Ok(Applied {
+            sequence: step.sequence(),
+            outcomes: Vec::new(),
+        })
     }
 }
 
@@ -187,13 +257,18 @@ impl Applier {
             edge_digest: step.state.edge_digest,
             position,
         };
-        step.batch.put(Family::Metadata, keys::mark(step.partition, mark), keys::encode(&record));
+        step.batch.put(
+            Family::Metadata,
+            keys::mark(step.partition, mark),
+            keys::encode(&record),
+        );
         self.marks.retain(|noted| *noted != mark);
         self.marks.push_back(mark);
         if self.marks.len() > limits::MARKS_KEPT
             && let Some(oldest) = self.marks.pop_front()
         {
-            step.batch.delete(Family::Metadata, keys::mark(step.partition, oldest));
+            step.batch
+                .delete(Family::Metadata, keys::mark(step.partition, oldest));
         }
     }
 }
@@ -210,7 +285,11 @@ fn apply_write(
     let admitted = table.admit(step.reader, write.client, write.counter)?;
     let Admission::Known(mut record) = admitted else {
         let refused = OpOutcome::Rejected(Rejection::RequestTooOld);
-        let outcomes = write.ops.iter().map(|(index, _)| (*index, refused.clone())).collect();
+        let outcomes = write
+            .ops
+            .iter()
+            .map(|(index, _)| (*index, refused.clone()))
+            .collect();
         return Ok((outcomes, table.touch(&mut step.batch, write.client, at)));
     };
     let known = !record.outcomes.is_empty();
@@ -239,7 +318,10 @@ fn apply_write(
 }
 
 fn outcome_of(record: &RequestRecord, index: u32) -> Option<&OpOutcome> {
-    let place = record.outcomes.binary_search_by_key(&index, |(noted, _)| *noted).ok()?;
+    let place = record
+        .outcomes
+        .binary_search_by_key(&index, |(noted, _)| *noted)
+        .ok()?;
     record.outcomes.get(place).map(|(_, outcome)| outcome)
 }
 
@@ -265,16 +347,19 @@ fn apply_op(
     if !step.state.slots.contains(owner.hash_slot()) {
         return Ok(OpOutcome::Rejected(Rejection::NotInPartition));
     }
-    let evidence = Evidence { write, request: write.request_id(index) };
+    let evidence = Evidence {
+        write,
+        request: write.request_id(index),
+    };
     let outcome = match op {
         Op::Remember(remember) => apply_remember(step, evidence, remember)?,
         Op::Forget(forget) => apply_forget(step, evidence, forget)?,
-        Op::Associate(associate) => {
-            step.associate(associate, evidence)?.map(|()| OpOutcome::EdgeChanged)
-        }
-        Op::Dissociate(dissociate) => {
-            step.dissociate(dissociate, evidence)?.map(|()| OpOutcome::EdgeChanged)
-        }
+        Op::Associate(associate) => step
+            .associate(associate, evidence)?
+            .map(|()| OpOutcome::EdgeChanged),
+        Op::Dissociate(dissociate) => step
+            .dissociate(dissociate, evidence)?
+            .map(|()| OpOutcome::EdgeChanged),
     };
     Ok(outcome.unwrap_or_else(OpOutcome::Rejected))
 }
@@ -293,7 +378,9 @@ fn check_expected(expected: Expected, found: Option<&MemoryRecord>) -> Result<()
         Expected::Version(wanted) => format!("version {wanted}"),
         Expected::Anything | Expected::Absent => "no memory".to_owned(),
     };
-    let found = version.map_or("is absent".to_owned(), |found| format!("has version {found}"));
+    let found = version.map_or("is absent".to_owned(), |found| {
+        format!("has version {found}")
+    });
     Err(Rejection::VersionMismatch { expected, found })
 }
 
@@ -312,12 +399,17 @@ fn admit_memory(
 
 /// The components as the index compares them.
 fn stored_components(step: &Step<'_>, remember: &Remember) -> Result<Option<Vec<f32>>, Rejection> {
-    let Some(embedding) = &remember.embedding else { return Ok(None) };
+    let Some(embedding) = &remember.embedding else {
+        return Ok(None);
+    };
     let config = &step.state.config;
     let mut components = embedding.components().to_vec();
     if components.len() != config.dimension as usize {
         let actual = components.len() as u32;
-        return Err(Rejection::WrongDimension { expected: config.dimension, actual });
+        return Err(Rejection::WrongDimension {
+            expected: config.dimension,
+            actual,
+        });
     }
     // A vector without direction was refused before it was proposed; if one is in the log all the
     // same, it is stored as it is, and is far from everything.
@@ -391,7 +483,10 @@ fn apply_forget(
     };
     let existed = before.is_some();
     if let Some(record) = before {
-        record.vector.into_iter().for_each(|id| step.kill_vector(id));
+        record
+            .vector
+            .into_iter()
+            .for_each(|id| step.kill_vector(id));
         step.set_memory(forget.id.hash(), None);
     }
     step.remove_out_edges(forget, evidence)?;

@@ -19,6 +19,9 @@ pub fn of_record(key: &[u8], value: &[u8], embedding: &[f32]) -> u128 {
 /// The next link of the log's hash chain.
 pub fn log_link(before: &[u8; 32], sequence: u64, command: &[u8]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(before).update(&sequence.to_be_bytes()).update(command);
+    hasher
+        .update(before)
+        .update(&sequence.to_be_bytes())
+        .update(command);
     hasher.finalize().into()
 }

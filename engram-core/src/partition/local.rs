@@ -30,7 +30,10 @@ pub enum LocalError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("memory {id} does not belong to partition {partition}")]
-    NotInPartition { id: MemoryId, partition: PartitionId },
+    NotInPartition {
+        id: MemoryId,
+        partition: PartitionId,
+    },
     #[error("partition {partition} was dropped")]
     Dropped { partition: PartitionId },
 }
@@ -92,7 +95,10 @@ impl Partition {
         if slots.contains(from.hash_slot()) {
             return Ok(());
         }
-        Err(LocalError::NotInPartition { id: from.clone(), partition: self.id })
+        Err(LocalError::NotInPartition {
+            id: from.clone(),
+            partition: self.id,
+        })
     }
 
     /// Takes in what another replica holds; in any order, any number of times.
@@ -110,10 +116,17 @@ impl Partition {
             let published = self.published.read();
             for delta in deltas {
                 let twice = fresh.iter().find(|other| other.dot == delta.dot);
-                match twice.map_or_else(|| published.overlay.classify(delta), |other| same(other, delta)) {
+                match twice.map_or_else(
+                    || published.overlay.classify(delta),
+                    |other| same(other, delta),
+                ) {
                     Received::Known => received.known += 1,
                     Received::Conflict => received.conflicts += 1,
-                    Received::New if self.check_source(&delta.from, published.state.slots).is_err() => {
+                    Received::New
+                        if self
+                            .check_source(&delta.from, published.state.slots)
+                            .is_err() =>
+                    {
                         received.foreign += 1;
                     }
                     Received::New => fresh.push(delta.clone()),
@@ -121,7 +134,8 @@ impl Partition {
             }
         }
         received.new = fresh.len();
-        self.overlay_conflicts.fetch_add(received.conflicts as u64, Ordering::Relaxed);
+        self.overlay_conflicts
+            .fetch_add(received.conflicts as u64, Ordering::Relaxed);
         self.keep(fresh)?;
         Ok(received)
     }
@@ -136,7 +150,11 @@ impl Partition {
         }
         let mut batch = Batch::new();
         for delta in &fresh {
-            batch.put(Family::Edges, keys::overlay(self.id, delta.dot), keys::encode(delta));
+            batch.put(
+                Family::Edges,
+                keys::overlay(self.id, delta.dot),
+                keys::encode(delta),
+            );
         }
         self.storage.write(batch, Durability::Sync)?;
         let mut overtaken = Batch::new();
@@ -180,12 +198,33 @@ impl Partition {
 }
 
 impl LocalChange {
-    fn delta(&self, dot: OverlayDot) -> OverlayDelta {
-        let Self { request, retried, stamp, from, to, relation, change } = self.clone();
-        OverlayDelta { dot, request, retried, stamp, from, to, relation, change }
+    pub(super) fn delta(&self, dot: OverlayDot) -> OverlayDelta {
+        let Self {
+            request,
+            retried,
+            stamp,
+            from,
+            to,
+            relation,
+            change,
+        } = self.clone();
+        OverlayDelta {
+            dot,
+            request,
+            retried,
+            stamp,
+            from,
+            to,
+            relation,
+            change,
+        }
     }
 }
 
 fn same(one: &OverlayDelta, other: &OverlayDelta) -> Received {
-    if one == other { Received::Known } else { Received::Conflict }
+    if one == other {
+        Received::Known
+    } else {
+        Received::Conflict
+    }
 }

@@ -45,7 +45,7 @@ pub use adjacency::PartitionAdjacency;
 pub use apply::ApplyError;
 pub use local::{LocalChange, LocalError, ReceivedOverlay};
 pub use open::{OpenError, PartitionOptions};
-pub use recall::{Recalled, RecallHit, RecallQuery};
+pub use recall::{RecallHit, RecallQuery, Recalled};
 pub use requests::RequestBounds;
 pub use scrub::{Digests, MarkDigests};
 pub use snapshot::{InstallError, PartitionSnapshot};
@@ -61,9 +61,7 @@ use self::requests::RequestTable;
 use crate::index::{Generation, IndexStatus, Job, LinkedWindow, PartitionIndex, VectorId};
 use crate::keys;
 use crate::storage::{Batch, Durability, Family, Storage, StorageError};
-use crate::types::{
-    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
-};
+use crate::types::{EdgeContext, MarkId, PartitionId, Sequence, SlotRange, SpaceConfig};
 
 /// One replica's copy of one partition.
 pub struct Partition {
@@ -86,7 +84,8 @@ pub struct Partition {
 /// What readers pair with a view of the storage.
 struct Published {
     state: Arc<StateRecord>,
-    adopted: Arc<OverlayContext>,
+    /// What the log covers: its sequence and the overlay dots that it has adopted.
+    log: Arc<EdgeContext>,
     overlay: Overlay,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
@@ -112,7 +111,11 @@ struct Newest {
 
 impl From<&Generation> for Newest {
     fn from(generation: &Generation) -> Self {
-        Self { number: generation.number, base: generation.base_len(), first: generation.first }
+        Self {
+            number: generation.number,
+            base: generation.base_len(),
+            first: generation.first,
+        }
     }
 }
 
@@ -159,7 +162,10 @@ impl Partition {
     pub fn context(&self) -> EdgeContext {
         let published = self.published.read();
         let overlay = published.overlay.seen().clone();
-        EdgeContext { sequence: published.state.sequence, overlay }
+        EdgeContext {
+            sequence: published.state.sequence,
+            overlay,
+        }
     }
 
     #[must_use]
@@ -193,7 +199,7 @@ impl Partition {
             partition: self.id,
             reader: self.storage.view(),
             state: Arc::clone(&published.state),
-            adopted: Arc::clone(&published.adopted),
+            log: Arc::clone(&published.log),
             overlay: published.overlay.view(),
         }
     }
@@ -245,11 +251,17 @@ impl Partition {
             // The partition was dropped meanwhile.
             return Ok(());
         };
-        let serving_generation = Generation::decode(&bytes).map_err(|error| {
-            StorageError::Corrupt { what: "a generation".into(), reason: error.to_string() }
-        })?;
+        let serving_generation =
+            Generation::decode(&bytes).map_err(|error| StorageError::Corrupt {
+                what: "a generation".into(),
+                reason: error.to_string(),
+            })?;
         let mut batch = Batch::new();
-        for entry in read::range(&*self.storage.view(), Family::Metadata, &keys::deaths(self.id)) {
+        for entry in read::range(
+            &*self.storage.view(),
+            Family::Metadata,
+            &keys::deaths(self.id),
+        ) {
             let (key, _) = entry?;
             let vector = keys::parse_number(&key).ok_or_else(|| read::bad_key("a death"))?;
             if serving_generation.slot_of(VectorId(vector)).is_none() {

@@ -19,7 +19,9 @@ use crate::index::{
 use crate::kernel::Kernel;
 use crate::keys;
 use crate::storage::{Batch, Family, Reader, Storage, StorageError};
-use crate::types::{MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig};
+use crate::types::{
+    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
+};
 
 /// What is chosen where the partition runs.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +34,10 @@ pub struct PartitionOptions {
 
 impl Default for PartitionOptions {
     fn default() -> Self {
-        Self { kernel: Kernel::detect(), requests: RequestBounds::default() }
+        Self {
+            kernel: Kernel::detect(),
+            requests: RequestBounds::default(),
+        }
     }
 }
 
@@ -47,7 +52,10 @@ pub enum OpenError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("the index of partition {partition} cannot be rebuilt: {source}")]
-    Index { partition: PartitionId, source: RebuildError },
+    Index {
+        partition: PartitionId,
+        source: RebuildError,
+    },
 }
 
 impl Partition {
@@ -85,7 +93,14 @@ impl Partition {
         slots: SlotRange,
         batch: &mut Batch,
     ) -> Arc<Self> {
-        Self::create_with(storage, id, config, slots, batch, PartitionOptions::default())
+        Self::create_with(
+            storage,
+            id,
+            config,
+            slots,
+            batch,
+            PartitionOptions::default(),
+        )
     }
 
     /// As [`Self::create`], with other options than the default.
@@ -162,7 +177,10 @@ impl Partition {
 
 fn shape(config: &SpaceConfig, options: PartitionOptions) -> IndexShape {
     let kernel = options.kernel;
-    IndexShape { kernel, ..IndexShape::new(config.index, config.dimension, config.metric) }
+    IndexShape {
+        kernel,
+        ..IndexShape::new(config.index, config.dimension, config.metric)
+    }
 }
 
 /// Everything of a partition but its locks.
@@ -180,12 +198,21 @@ struct Parts {
 
 impl Parts {
     fn assemble(self, storage: Arc<dyn Storage>, id: PartitionId) -> Arc<Partition> {
-        let Self { requests, alive, newest, marks, .. } = self;
+        let Self {
+            requests,
+            alive,
+            newest,
+            marks,
+            ..
+        } = self;
         let published = Published {
             // Nobody has searched yet, so no kill can have been missed.
             last_kill: Sequence(0),
+            log: Arc::new(EdgeContext {
+                sequence: self.state.sequence,
+                overlay: self.adopted,
+            }),
             state: Arc::new(self.state),
-            adopted: Arc::new(self.adopted),
             overlay: self.overlay,
             dropped: false,
         };
@@ -193,7 +220,12 @@ impl Parts {
             id,
             storage,
             index: self.index,
-            applier: Mutex::new(Applier { requests, alive, newest, marks }),
+            applier: Mutex::new(Applier {
+                requests,
+                alive,
+                newest,
+                marks,
+            }),
             overlay_writer: Mutex::new(()),
             published: RwLock::new(published),
             overlay_conflicts: AtomicU64::new(0),
@@ -207,7 +239,10 @@ impl Parts {
         index_snapshot: Option<&mut dyn Read>,
         options: PartitionOptions,
     ) -> Result<Self, OpenError> {
-        if reader.get(Family::Metadata, &keys::installing(id))?.is_some() {
+        if reader
+            .get(Family::Metadata, &keys::installing(id))?
+            .is_some()
+        {
             return Err(OpenError::Incomplete { partition: id });
         }
         let metadata = Family::Metadata;
@@ -220,9 +255,15 @@ impl Parts {
         let generations = load_generations(reader, id)?;
         let (Some(oldest), Some(newest)) = (generations.first(), generations.last()) else {
             let source = RebuildError::NoGeneration;
-            return Err(OpenError::Index { partition: id, source });
+            return Err(OpenError::Index {
+                partition: id,
+                source,
+            });
         };
-        let (oldest, alive) = (oldest.number, load_alive(reader, id, newest, state.next_vector)?);
+        let (oldest, alive) = (
+            oldest.number,
+            load_alive(reader, id, newest, state.next_vector)?,
+        );
         let newest = Newest::from(newest);
         let index = PartitionIndex::rebuild(
             shape(&state.config, options),
@@ -231,7 +272,10 @@ impl Parts {
             &mut deaths(reader, id).map(|entry| entry.map_err(SourceError::new)),
             index_snapshot,
         )
-        .map_err(|source| OpenError::Index { partition: id, source })?
+        .map_err(|source| OpenError::Index {
+            partition: id,
+            source,
+        })?
         .index;
         // Windows that the last commands sealed are offered again as jobs.
         let _due = index.applied(state.sequence);
@@ -284,8 +328,19 @@ fn vectors(
         let vector = keys::parse_number(&key).ok_or_else(|| read::bad_key("a vector"))?;
         let record: VectorRecord =
             keys::decode(&value).map_err(|error| error.at("a vector record"))?;
-        let VectorRecord { inserted: sequence, owner, components } = record;
-        Ok((VectorId(vector), StoredVector { owner, sequence, components }))
+        let VectorRecord {
+            inserted: sequence,
+            owner,
+            components,
+        } = record;
+        Ok((
+            VectorId(vector),
+            StoredVector {
+                owner,
+                sequence,
+                components,
+            },
+        ))
     };
     read::range(reader, Family::Vectors, &range)
         .map(move |entry| decode(entry).map_err(|error: StorageError| SourceError::new(error)))

@@ -36,19 +36,28 @@ fn shard(hash: MemoryHash) -> usize {
 
 /// The edge that a delta changes.
 pub fn edge_of(delta: &OverlayDelta) -> EdgeKey {
-    EdgeKey { from: delta.from.hash(), to: delta.to.hash(), relation: delta.relation.clone() }
+    EdgeKey {
+        from: delta.from.hash(),
+        to: delta.to.hash(),
+        relation: delta.relation.clone(),
+    }
 }
 
 impl OverlayView {
     /// Changes of one edge, in the order of their dots.
     pub fn of_edge(&self, key: &EdgeKey) -> &[OverlayDelta] {
         let edges = self.0.by_source[shard(key.from)].get(&key.from);
-        edges.and_then(|edges| edges.get(key)).map_or(&[], |deltas| deltas.as_slice())
+        edges
+            .and_then(|edges| edges.get(key))
+            .map_or(&[], |deltas| deltas.as_slice())
     }
 
     /// Edges out of a memory that have changes here.
     pub fn out_edges(&self, from: MemoryHash) -> impl Iterator<Item = &EdgeKey> {
-        self.0.by_source[shard(from)].get(&from).into_iter().flat_map(BTreeMap::keys)
+        self.0.by_source[shard(from)]
+            .get(&from)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
     }
 
     /// Edges into a memory that have changes here.
@@ -94,7 +103,10 @@ impl Overlay {
             by_target: std::array::from_fn(|_| Arc::default()),
             seen: adopted,
         };
-        Self { view: OverlayView(Arc::new(tables)), held: BTreeMap::new() }
+        Self {
+            view: OverlayView(Arc::new(tables)),
+            held: BTreeMap::new(),
+        }
     }
 
     pub fn view(&self) -> OverlayView {
@@ -112,7 +124,11 @@ impl Overlay {
     /// The next number of an actor whose changes are all made here.
     pub fn next_n(&self, actor: ActorId) -> u64 {
         let of_actor = OverlayDot { actor, n: 0 }..=OverlayDot { actor, n: u64::MAX };
-        let last_held = self.held.range(of_actor).next_back().map_or(0, |(dot, _)| dot.n);
+        let last_held = self
+            .held
+            .range(of_actor)
+            .next_back()
+            .map_or(0, |(dot, _)| dot.n);
         last_held.max(self.seen().floor(actor)) + 1
     }
 
@@ -145,12 +161,19 @@ impl Overlay {
         let targets = Arc::make_mut(&mut tables.by_target[shard(key.to)]);
         targets.entry(key.to).or_default().insert(key.clone());
         let sources = Arc::make_mut(&mut tables.by_source[shard(key.from)]);
-        let of_edge = sources.entry(key.from).or_default().entry(key.clone()).or_default();
+        let of_edge = sources
+            .entry(key.from)
+            .or_default()
+            .entry(key.clone())
+            .or_default();
         let of_edge = Arc::make_mut(of_edge);
         let place = of_edge.partition_point(|held| held.dot < dot);
         of_edge.insert(place, delta);
         let before = self.held.insert(dot, Arc::new(key));
-        assert!(before.is_none(), "two overlay changes under one dot {dot:?}");
+        assert!(
+            before.is_none(),
+            "two overlay changes under one dot {dot:?}"
+        );
     }
 
     /// Lets go of changes that the log has adopted, and covers their dots from now on.
@@ -180,15 +203,24 @@ impl Overlay {
 
     /// The first changes in the order of their dots.
     pub fn first(&self, limit: usize) -> Vec<OverlayDelta> {
-        self.held.keys().take(limit).filter_map(|dot| self.get(*dot)).cloned().collect()
+        self.held
+            .keys()
+            .take(limit)
+            .filter_map(|dot| self.get(*dot))
+            .cloned()
+            .collect()
     }
 }
 
 impl Tables {
     fn remove(&mut self, key: &EdgeKey, dot: OverlayDot) {
         let sources = Arc::make_mut(&mut self.by_source[shard(key.from)]);
-        let Some(edges) = sources.get_mut(&key.from) else { return };
-        let Some(of_edge) = edges.get_mut(key) else { return };
+        let Some(edges) = sources.get_mut(&key.from) else {
+            return;
+        };
+        let Some(of_edge) = edges.get_mut(key) else {
+            return;
+        };
         Arc::make_mut(of_edge).retain(|held| held.dot != dot);
         if !of_edge.is_empty() {
             return;
@@ -221,14 +253,24 @@ mod tests {
 
     fn delta(actor: u8, n: u64, to: &str) -> OverlayDelta {
         OverlayDelta {
-            dot: OverlayDot { actor: ActorId([actor; 16]), n },
-            request: RequestId { client: ClientId([actor; 16]), counter: n, index: 0 },
+            dot: OverlayDot {
+                actor: ActorId([actor; 16]),
+                n,
+            },
+            request: RequestId {
+                client: ClientId([actor; 16]),
+                counter: n,
+                index: 0,
+            },
             from: MemoryId::new("a").expect("id"),
             to: MemoryId::new(to).expect("id"),
             relation: Relation::new("r").expect("relation"),
             stamp: Hlc(1),
             retried: false,
-            change: EdgeChange::Contribute { weight: Unit::ONE, confidence: Unit::ONE },
+            change: EdgeChange::Contribute {
+                weight: Unit::ONE,
+                confidence: Unit::ONE,
+            },
         }
     }
 
@@ -266,11 +308,17 @@ mod tests {
         let mut overlay = Overlay::new(OverlayContext::default());
         (1..=5).for_each(|n| overlay.insert(delta(1, n, "b")));
         let mut peer = OverlayContext::default();
-        peer.insert(OverlayDot { actor: ActorId([1; 16]), n: 2 });
+        peer.insert(OverlayDot {
+            actor: ActorId([1; 16]),
+            n: 2,
+        });
         let numbers = |deltas: Vec<OverlayDelta>| -> Vec<u64> {
             deltas.iter().map(|delta| delta.dot.n).collect()
         };
-        assert_eq!(numbers(overlay.missing_from(&peer, usize::MAX)), [1, 3, 4, 5]);
+        assert_eq!(
+            numbers(overlay.missing_from(&peer, usize::MAX)),
+            [1, 3, 4, 5]
+        );
         assert_eq!(numbers(overlay.missing_from(&peer, 0)), [1]);
         assert_eq!(numbers(overlay.missing_from(&peer, 250)), [1, 3]);
     }

@@ -17,7 +17,9 @@ pub fn record<T: DeserializeOwned>(
     what: &str,
 ) -> Result<Option<T>, StorageError> {
     let bytes = reader.get(family, key)?;
-    bytes.map(|bytes| keys::decode(&bytes).map_err(|error| error.at(what))).transpose()
+    bytes
+        .map(|bytes| keys::decode(&bytes).map_err(|error| error.at(what)))
+        .transpose()
 }
 
 pub fn memory(
@@ -25,7 +27,12 @@ pub fn memory(
     partition: PartitionId,
     hash: MemoryHash,
 ) -> Result<Option<MemoryRecord>, StorageError> {
-    record(reader, Family::Memories, &keys::memory(partition, hash), "a memory record")
+    record(
+        reader,
+        Family::Memories,
+        &keys::memory(partition, hash),
+        "a memory record",
+    )
 }
 
 pub fn vector(
@@ -33,7 +40,12 @@ pub fn vector(
     partition: PartitionId,
     id: VectorId,
 ) -> Result<Option<VectorRecord>, StorageError> {
-    record(reader, Family::Vectors, &keys::vector(partition, id.0), "a vector record")
+    record(
+        reader,
+        Family::Vectors,
+        &keys::vector(partition, id.0),
+        "a vector record",
+    )
 }
 
 pub fn edge(
@@ -58,19 +70,23 @@ pub fn source_removals(
     from: MemoryHash,
 ) -> Result<Option<SourceRemovals>, StorageError> {
     let key = keys::source_removals(partition, from);
-    record(reader, Family::Edges, &key, "the waiting removals of a memory")
+    record(
+        reader,
+        Family::Edges,
+        &key,
+        "the waiting removals of a memory",
+    )
 }
 
 /// All records of a range, in key order.
-pub fn range<'a>(
-    reader: &'a dyn Reader,
-    family: Family,
-    range: &KeyRange,
-) -> Records<'a> {
+pub fn range<'a>(reader: &'a dyn Reader, family: Family, range: &KeyRange) -> Records<'a> {
     reader.scan(family, &range.start, &range.end, Order::Ascending)
 }
 
 /// A key that no part of this program writes.
 pub fn bad_key(what: &str) -> StorageError {
-    StorageError::Corrupt { what: what.to_owned(), reason: "its key has another form".into() }
+    StorageError::Corrupt {
+        what: what.to_owned(),
+        reason: "its key has another form".into(),
+    }
 }

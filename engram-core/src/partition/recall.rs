@@ -28,6 +28,20 @@ pub struct RecallQuery<'a> {
     pub exclude: Option<&'a MemoryId>,
 }
 
+impl<'a> RecallQuery<'a> {
+    /// The nearest memories, with the default effort.
+    #[must_use]
+    pub fn new(vector: &'a [f32], limit: usize) -> Self {
+        Self {
+            vector,
+            limit,
+            effort: 0,
+            filter: None,
+            exclude: None,
+        }
+    }
+}
+
 /// A memory and its distance; smaller is nearer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecallHit {
@@ -50,6 +64,12 @@ impl Partition {
     pub fn recall(&self, query: &RecallQuery<'_>) -> Result<Recalled, ReadError> {
         let view = self.view();
         query.check(view.state.config.dimension)?;
+        if query.limit == 0 {
+            return Ok(Recalled {
+                sequence: view.sequence(),
+                hits: Vec::new(),
+            });
+        }
         let recalled = self.recall_in(&view, query)?;
         if self.published.read().last_kill <= view.sequence() {
             return Ok(recalled);
@@ -63,26 +83,45 @@ impl Partition {
         view: &PartitionView,
         query: &RecallQuery<'_>,
     ) -> Result<Recalled, ReadError> {
-        let effort = if query.effort == 0 { DEFAULT_EFFORT } else { query.effort };
-        let excluded = query.exclude.map(|id| view.record(id.hash())).transpose()?.flatten();
+        let effort = if query.effort == 0 {
+            DEFAULT_EFFORT
+        } else {
+            query.effort
+        };
+        let excluded = query
+            .exclude
+            .map(|id| view.record(id.hash()))
+            .transpose()?
+            .flatten();
         let excluded = excluded.and_then(|record| record.vector);
-        let filtered = Filtered { view, filter: query.filter, known: RefCell::default() };
+        let filtered = Filtered {
+            view,
+            filter: query.filter,
+            known: RefCell::default(),
+        };
         let failed = RefCell::new(None);
         let hits = self.index.search(query.vector, query.limit, effort, &|id| {
             // What lives in the index now and was there at the view lived at the view.
             let there = id.0 < view.state.next_vector && Some(id) != excluded;
-            there && filtered.accept(id).unwrap_or_else(|error| {
-                failed.borrow_mut().get_or_insert(error);
-                false
-            })
+            there
+                && filtered.accept(id).unwrap_or_else(|error| {
+                    failed.borrow_mut().get_or_insert(error);
+                    false
+                })
         });
         if let Some(error) = failed.into_inner() {
             return Err(error.into());
         }
-        let mut recalled = Recalled { sequence: view.sequence(), hits: Vec::new() };
+        let mut recalled = Recalled {
+            sequence: view.sequence(),
+            hits: Vec::new(),
+        };
         for hit in hits {
             let memory = filtered.take(hit.id)?;
-            recalled.hits.extend(memory.map(|memory| RecallHit { distance: hit.distance, memory }));
+            recalled.hits.extend(memory.map(|memory| RecallHit {
+                distance: hit.distance,
+                memory,
+            }));
         }
         Ok(recalled)
     }
@@ -92,7 +131,10 @@ impl RecallQuery<'_> {
     fn check(&self, dimension: u32) -> Result<(), ReadError> {
         if self.vector.len() != dimension as usize {
             let actual = self.vector.len();
-            return Err(ReadError::WrongDimension { expected: dimension, actual });
+            return Err(ReadError::WrongDimension {
+                expected: dimension,
+                actual,
+            });
         }
         if let Some(position) = self.vector.iter().position(|value| !value.is_finite()) {
             return Err(ReadError::NotFinite { position });
@@ -103,7 +145,11 @@ impl RecallQuery<'_> {
 }
 
 fn at_most(what: &'static str, actual: usize, max: usize) -> Result<(), ReadError> {
-    if actual <= max { Ok(()) } else { Err(ReadError::TooLarge { what, actual, max }) }
+    if actual <= max {
+        Ok(())
+    } else {
+        Err(ReadError::TooLarge { what, actual, max })
+    }
 }
 
 /// The memories behind the vectors that a search meets. Without a filter only those of the answer
@@ -117,7 +163,9 @@ struct Filtered<'a> {
 
 impl Filtered<'_> {
     fn accept(&self, id: VectorId) -> Result<bool, StorageError> {
-        let Some(filter) = self.filter else { return Ok(true) };
+        let Some(filter) = self.filter else {
+            return Ok(true);
+        };
         if let Some(known) = self.known.borrow().get(&id) {
             return Ok(known.is_some());
         }
@@ -136,8 +184,12 @@ impl Filtered<'_> {
     /// The memory whose embedding this is, in the view.
     fn look_up(&self, id: VectorId) -> Result<Option<Memory>, StorageError> {
         let (reader, partition) = (&*self.view.reader, self.view.partition);
-        let Some(vector) = read::vector(reader, partition, id)? else { return Ok(None) };
+        let Some(vector) = read::vector(reader, partition, id)? else {
+            return Ok(None);
+        };
         let record = self.view.record(vector.owner)?;
-        Ok(record.filter(|record| record.vector == Some(id)).map(|record| record.memory))
+        Ok(record
+            .filter(|record| record.vector == Some(id))
+            .map(|record| record.memory))
     }
 }

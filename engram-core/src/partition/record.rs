@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::OpOutcome;
 use crate::index::{IndexPosition, VectorId};
-use crate::types::{
-    ClientId, EdgeContext, Memory, MemoryHash, Sequence, SlotRange, SpaceConfig,
-};
+use crate::types::{ClientId, EdgeContext, Memory, MemoryHash, Sequence, SlotRange, SpaceConfig};
 
 /// What is always there, rewritten by every command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -60,9 +60,18 @@ pub struct TableChange {
 
 impl RequestTable {
     pub fn new(partition: PartitionId, bounds: RequestBounds) -> Self {
-        assert!(bounds.per_client > 0 && bounds.clients > 0, "a request table without room");
+        assert!(
+            bounds.per_client > 0 && bounds.clients > 0,
+            "a request table without room"
+        );
         let (clients, by_use) = (HashMap::new(), BTreeMap::new());
-        Self { partition, bounds, clients, by_use, dropped: None }
+        Self {
+            partition,
+            bounds,
+            clients,
+            by_use,
+            dropped: None,
+        }
     }
 
     /// From storage; `dropped` is in the partition's state record.
@@ -72,7 +81,10 @@ impl RequestTable {
         bounds: RequestBounds,
         dropped: Option<ClientId>,
     ) -> Result<Self, StorageError> {
-        let mut table = Self { dropped, ..Self::new(partition, bounds) };
+        let mut table = Self {
+            dropped,
+            ..Self::new(partition, bounds)
+        };
         let range = keys::clients(partition);
         for entry in reader.scan(Family::Metadata, &range.start, &range.end, Order::Ascending) {
             let (key, value) = entry?;
@@ -109,7 +121,9 @@ impl RequestTable {
         }
         let key = keys::request(self.partition, client, counter);
         let record = match reader.get(Family::Metadata, &key)? {
-            Some(bytes) => keys::decode(&bytes).map_err(|error| error.at("a request's outcomes"))?,
+            Some(bytes) => {
+                keys::decode(&bytes).map_err(|error| error.at("a request's outcomes"))?
+            }
             None => RequestRecord::default(),
         };
         Ok(Admission::Known(record))
@@ -127,7 +141,11 @@ impl RequestTable {
         let (client, counter) = id;
         let at = record.sequence;
         let before = self.clients.get(&client).copied();
-        let mut entry = before.unwrap_or(ClientRecord { floor: 0, last_used: at, kept: 0 });
+        let mut entry = before.unwrap_or(ClientRecord {
+            floor: 0,
+            last_used: at,
+            kept: 0,
+        });
         batch.put(
             Family::Metadata,
             keys::request(self.partition, client, counter),
@@ -136,36 +154,56 @@ impl RequestTable {
         if !known {
             entry.kept += 1;
             if entry.kept > self.bounds.per_client {
-                let oldest = self.oldest_counter(reader, client)?.map_or(counter, |n| n.min(counter));
-                batch.delete(Family::Metadata, keys::request(self.partition, client, oldest));
+                let oldest = self
+                    .oldest_counter(reader, client)?
+                    .map_or(counter, |n| n.min(counter));
+                batch.delete(
+                    Family::Metadata,
+                    keys::request(self.partition, client, oldest),
+                );
                 entry.kept -= 1;
                 entry.floor = entry.floor.max(oldest.saturating_add(1));
             }
         }
         entry.last_used = at;
-        let evicted = if before.is_none() { self.evict(batch) } else { None };
+        let evicted = if before.is_none() {
+            self.evict(batch)
+        } else {
+            None
+        };
         batch.put(
             Family::Metadata,
             keys::client(self.partition, client),
             keys::encode(&entry),
         );
-        Ok(TableChange { used: Some((client, entry)), evicted })
+        Ok(TableChange {
+            used: Some((client, entry)),
+            evicted,
+        })
     }
 
     /// A known client used the table again without a new outcome: its place among those used last.
     pub fn touch(&self, batch: &mut Batch, client: ClientId, at: Sequence) -> TableChange {
-        let Some(entry) = self.clients.get(&client) else { return TableChange::default() };
-        let entry = ClientRecord { last_used: at, ..*entry };
+        let Some(entry) = self.clients.get(&client) else {
+            return TableChange::default();
+        };
+        let entry = ClientRecord {
+            last_used: at,
+            ..*entry
+        };
         batch.put(
             Family::Metadata,
             keys::client(self.partition, client),
             keys::encode(&entry),
         );
-        TableChange { used: Some((client, entry)), evicted: None }
+        TableChange {
+            used: Some((client, entry)),
+            evicted: None,
+        }
     }
 
     /// Makes a written change true.
-    pub fn commit(&mut self, change: TableChange) {
+    pub fn commit(&mut self, change: &TableChange) {
         if let Some(client) = change.evicted {
             if let Some(record) = self.clients.remove(&client) {
                 self.by_use.remove(&record.last_used);
@@ -178,8 +216,14 @@ impl RequestTable {
             }
             self.by_use.insert(record.last_used, client);
         }
-        assert!(self.by_use.len() == self.clients.len(), "a client's last use was counted twice");
-        assert!(self.clients.len() <= self.bounds.clients, "more clients than the table may keep");
+        assert!(
+            self.by_use.len() == self.clients.len(),
+            "a client's last use was counted twice"
+        );
+        assert!(
+            self.clients.len() <= self.bounds.clients,
+            "more clients than the table may keep"
+        );
     }
 
     fn evict(&self, batch: &mut Batch) -> Option<ClientId> {
@@ -199,8 +243,7 @@ impl RequestTable {
         client: ClientId,
     ) -> Result<Option<u64>, StorageError> {
         let range = keys::requests_of(self.partition, client);
-        let mut entries =
-            reader.scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
+        let mut entries = reader.scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
         let first = entries.next().transpose()?;
         Ok(first.and_then(|(key, _)| keys::parse_number(&key)))
     }
@@ -222,38 +265,57 @@ mod tests {
 
     impl Driven {
         fn new(per_client: u32, clients: usize) -> Self {
-            let table = RequestTable::new(P, RequestBounds { per_client, clients });
-            Self { storage: MemoryStorage::new(), table, sequence: 0 }
+            let table = RequestTable::new(
+                P,
+                RequestBounds {
+                    per_client,
+                    clients,
+                },
+            );
+            Self {
+                storage: MemoryStorage::new(),
+                table,
+                sequence: 0,
+            }
         }
 
         /// Whether the request was new, known or too old.
         fn apply(&mut self, client: u8, counter: u64) -> &'static str {
             self.sequence += 1;
             let client = ClientId([client; 16]);
-            let admission = self.table.admit(&self.storage, client, counter).expect("admits");
+            let admission = self
+                .table
+                .admit(&self.storage, client, counter)
+                .expect("admits");
             let mut batch = Batch::new();
             let at = Sequence(self.sequence);
             let (change, what) = match admission {
                 Admission::TooOld => (self.table.touch(&mut batch, client, at), "old"),
                 Admission::Known(record) if record.outcomes.is_empty() => {
                     let outcomes = vec![(0, OpOutcome::EdgeChanged)];
-                    let record = RequestRecord { sequence: at, outcomes };
+                    let record = RequestRecord {
+                        sequence: at,
+                        outcomes,
+                    };
                     let id = (client, counter);
-                    let change =
-                        self.table.record(&self.storage, &mut batch, id, &record, false);
+                    let change = self
+                        .table
+                        .record(&self.storage, &mut batch, id, &record, false);
                     (change.expect("records"), "new")
                 }
                 Admission::Known(_) => (self.table.touch(&mut batch, client, at), "known"),
             };
-            self.storage.write(batch, Durability::Buffered).expect("writes");
-            self.table.commit(change);
+            self.storage
+                .write(batch, Durability::Buffered)
+                .expect("writes");
+            self.table.commit(&change);
             what
         }
 
         fn reload(&mut self) {
             let bounds = self.table.bounds;
-            self.table = RequestTable::load(&self.storage, P, bounds, self.table.dropped)
-                .expect("loads");
+            self.table =
+                RequestTable::load(&self.storage, P, bounds, self.table.dropped).expect("loads");
         }
     }
 
@@ -292,11 +354,23 @@ mod tests {
         assert_eq!(driven.apply(4, 1), "new", "3 goes");
         driven.reload();
         assert_eq!(driven.apply(3, 1), "old");
-        assert_eq!(driven.apply(2, 1), "old", "never seen, but at or below the greatest dropped");
+        assert_eq!(
+            driven.apply(2, 1),
+            "old",
+            "never seen, but at or below the greatest dropped"
+        );
         assert_eq!(driven.apply(1, 1), "known");
         assert_eq!(driven.apply(5, 1), "new");
-        assert_eq!(driven.apply(4, 1), "old", "4 was used longest ago, and is now dropped");
-        assert_eq!(driven.apply(1, 2), "new", "an old client that is still kept goes on");
+        assert_eq!(
+            driven.apply(4, 1),
+            "old",
+            "4 was used longest ago, and is now dropped"
+        );
+        assert_eq!(
+            driven.apply(1, 2),
+            "new",
+            "an old client that is still kept goes on"
+        );
     }
 
     #[test]
@@ -306,7 +380,10 @@ mod tests {
         driven.apply(1, 2);
         driven.apply(2, 1);
         let range = keys::partition_metadata(P);
-        let left = driven.storage.scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
+        let left =
+            driven
+                .storage
+                .scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
         assert_eq!(left.count(), 2, "the second client and its request");
     }
 }

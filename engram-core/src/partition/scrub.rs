@@ -72,7 +72,11 @@ impl PartitionView {
 
     fn recompute_digests(&self) -> Result<Digests, StorageError> {
         let (memory, edge) = (self.memory_digest()?, self.edge_digest()?);
-        Ok(Digests { sequence: self.sequence(), memory, edge })
+        Ok(Digests {
+            sequence: self.sequence(),
+            memory,
+            edge,
+        })
     }
 
     fn memory_digest(&self) -> Result<u128, StorageError> {

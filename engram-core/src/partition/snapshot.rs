@@ -54,7 +54,10 @@ pub enum InstallError {
     #[error(transparent)]
     Stream(#[from] StreamError),
     #[error("the snapshot is of partition {found}, not of {expected}")]
-    WrongPartition { expected: PartitionId, found: PartitionId },
+    WrongPartition {
+        expected: PartitionId,
+        found: PartitionId,
+    },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -66,7 +69,13 @@ fn ranges(id: PartitionId) -> Vec<(Family, KeyRange)> {
     let metadata = keys::partition_metadata(id);
     let records = keys::partition_records(id);
     vec![
-        (Family::Metadata, KeyRange { start: metadata.start, end: keys::installing(id) }),
+        (
+            Family::Metadata,
+            KeyRange {
+                start: metadata.start,
+                end: keys::installing(id),
+            },
+        ),
         (Family::Memories, records.clone()),
         (Family::Vectors, records),
         (Family::Edges, keys::all_edges(id)),
@@ -83,7 +92,10 @@ impl Partition {
     pub fn snapshot(&self) -> Result<PartitionSnapshot, SnapshotError> {
         let mut index = Vec::new();
         self.index.save(&mut index)?;
-        Ok(PartitionSnapshot { view: self.view(), index })
+        Ok(PartitionSnapshot {
+            view: self.view(),
+            index,
+        })
     }
 
     /// Replaces the log-derived state of the partition by a snapshot, and writes `batch` with its
@@ -121,8 +133,7 @@ impl Partition {
         let mut last = batch;
         last.delete(Family::Metadata, keys::installing(id));
         storage.write(last, Durability::Sync)?;
-        let partition =
-            Self::open_with(storage, id, Some(&mut index.as_slice()), options)?;
+        let partition = Self::open_with(storage, id, Some(&mut index.as_slice()), options)?;
         partition.drop_adopted_overlay()?;
         Ok(partition)
     }
@@ -134,11 +145,15 @@ impl Partition {
         for entry in read::range(&*view.reader, Family::Edges, &keys::overlays(self.id)) {
             let (key, _) = entry?;
             let dot = keys::parse_overlay(&key).ok_or_else(|| read::bad_key("an overlay delta"))?;
-            if view.adopted.covers(dot) {
+            if view.log.overlay.covers(dot) {
                 batch.delete(Family::Edges, key);
             }
         }
-        if batch.is_empty() { Ok(()) } else { self.storage.write(batch, Durability::Buffered) }
+        if batch.is_empty() {
+            Ok(())
+        } else {
+            self.storage.write(batch, Durability::Buffered)
+        }
     }
 }
 
@@ -160,7 +175,10 @@ impl PartitionSnapshot {
     pub fn write_to(&self, sink: &mut dyn Write) -> Result<(), SnapshotWriteError> {
         let id = self.view.partition;
         let mut writer = ChunkWriter::start(sink)?;
-        let header = Header { partition: id, sequence: self.sequence() };
+        let header = Header {
+            partition: id,
+            sequence: self.sequence(),
+        };
         writer.chunk(ChunkKind::Header, &keys::encode(&header))?;
         for part in self.index.chunks(CHUNK_BYTES) {
             writer.chunk(ChunkKind::Index, part)?;
@@ -179,8 +197,10 @@ impl PartitionSnapshot {
     ) -> Result<(), SnapshotWriteError> {
         let head = vec![family_code(family)];
         let mut payload = head.clone();
-        let records =
-            self.view.reader.scan(family, &range.start, &range.end, Order::Ascending);
+        let records = self
+            .view
+            .reader
+            .scan(family, &range.start, &range.end, Order::Ascending);
         for entry in records {
             let (key, value) = entry?;
             let full = payload.len() + key.len() + value.len() > CHUNK_BYTES;
@@ -210,13 +230,18 @@ fn family_code(family: Family) -> u8 {
 
 fn check_header(chunks: &mut ChunkReader<'_>, id: PartitionId) -> Result<(), InstallError> {
     let Some((ChunkKind::Header, payload)) = chunks.next()? else {
-        return Err(chunks.damaged("it does not begin with what it is of").into());
+        return Err(chunks
+            .damaged("it does not begin with what it is of")
+            .into());
     };
     let Ok(header) = keys::decode::<Header>(&payload) else {
         return Err(chunks.damaged("its header does not decode").into());
     };
     if header.partition != id {
-        return Err(InstallError::WrongPartition { expected: id, found: header.partition });
+        return Err(InstallError::WrongPartition {
+            expected: id,
+            found: header.partition,
+        });
     }
     Ok(())
 }
@@ -262,7 +287,9 @@ fn receive(
 /// Puts a chunk's records into the batch; `None` when one does not belong to the partition.
 fn take_records(payload: &[u8], allowed: &[(Family, KeyRange)], batch: &mut Batch) -> Option<()> {
     let (code, mut rest) = payload.split_first()?;
-    let family = *Family::ALL.iter().find(|family| family_code(**family) == *code)?;
+    let family = *Family::ALL
+        .iter()
+        .find(|family| family_code(**family) == *code)?;
     while !rest.is_empty() {
         let (key, value) = take_record(&mut rest)?;
         let fits = |(of, range): &(Family, KeyRange)| *of == family && range.contains(key);

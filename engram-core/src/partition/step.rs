@@ -11,17 +11,15 @@ use crate::edges::EdgeRecord;
 use crate::index::VectorId;
 use crate::keys;
 use crate::storage::{Batch, Family, Reader, StorageError};
-use crate::types::{
-    Dot, EdgeContext, EdgeKey, MemoryHash, OverlayContext, OverlayDot, PartitionId, Sequence,
-};
+use crate::types::{Dot, EdgeContext, EdgeKey, MemoryHash, OverlayDot, PartitionId, Sequence};
 
 pub struct Step<'a> {
     pub partition: PartitionId,
     pub reader: &'a dyn Reader,
     /// As it will be after the command; the sequence is the command's already.
     pub state: StateRecord,
-    /// Overlay dots in the log, those of this command included.
-    pub adopted: OverlayContext,
+    /// What the log covers, this command included.
+    pub log: EdgeContext,
     pub batch: Batch,
     pub memories: BTreeMap<MemoryHash, Touched<MemoryRecord>>,
     pub edges: BTreeMap<EdgeKey, Touched<EdgeRecord>>,
@@ -39,15 +37,22 @@ impl<'a> Step<'a> {
         partition: PartitionId,
         reader: &'a dyn Reader,
         state: &StateRecord,
-        adopted: &OverlayContext,
+        covered: &EdgeContext,
         batch: Batch,
     ) -> Self {
-        let state = StateRecord { sequence: state.sequence.next(), ..state.clone() };
+        let state = StateRecord {
+            sequence: state.sequence.next(),
+            ..state.clone()
+        };
+        let log = EdgeContext {
+            sequence: state.sequence,
+            overlay: covered.overlay.clone(),
+        };
         Self {
             partition,
             reader,
             state,
-            adopted: adopted.clone(),
+            log,
             batch,
             memories: BTreeMap::new(),
             edges: BTreeMap::new(),
@@ -63,16 +68,15 @@ impl<'a> Step<'a> {
         self.state.sequence
     }
 
-    /// What the log covers after this command.
-    pub fn log_context(&self) -> EdgeContext {
-        EdgeContext { sequence: self.sequence(), overlay: self.adopted.clone() }
-    }
-
     /// The mark of the command's next change to edges.
     pub fn next_dot(&mut self) -> Dot {
         let index = self.edge_changes;
         self.edge_changes += 1;
-        Dot::Log { partition: self.partition, sequence: self.sequence(), index }
+        Dot::Log {
+            partition: self.partition,
+            sequence: self.sequence(),
+            index,
+        }
     }
 
     pub fn memory(&mut self, hash: MemoryHash) -> Result<Option<&MemoryRecord>, StorageError> {
@@ -94,7 +98,11 @@ impl<'a> Step<'a> {
             Some(id) => self.components(id)?,
             None => Vec::new(),
         };
-        Ok(Touched::found(record, digest::of_record(&key, &bytes, &embedding), true))
+        Ok(Touched::found(
+            record,
+            digest::of_record(&key, &bytes, &embedding),
+            true,
+        ))
     }
 
     /// The embedding under an id, stored or inserted by this command.
@@ -126,7 +134,11 @@ impl<'a> Step<'a> {
     pub fn insert_vector(&mut self, owner: MemoryHash, components: Vec<f32>) -> VectorId {
         let id = VectorId(self.state.next_vector);
         self.state.next_vector += 1;
-        let record = VectorRecord { inserted: self.sequence(), owner, components };
+        let record = VectorRecord {
+            inserted: self.sequence(),
+            owner,
+            components,
+        };
         self.inserted.push((id, record));
         id
     }
@@ -146,11 +158,13 @@ impl<'a> Step<'a> {
         }
         for id in &self.killed {
             let key = keys::death(self.partition, id.0);
-            self.batch.put(Family::Metadata, key, keys::encode(&self.state.sequence));
+            self.batch
+                .put(Family::Metadata, key, keys::encode(&self.state.sequence));
         }
         if !self.adopting.is_empty() {
-            let value = keys::encode(&self.adopted);
-            self.batch.put(Family::Metadata, keys::adopted(self.partition), value);
+            let value = keys::encode(&self.log.overlay);
+            self.batch
+                .put(Family::Metadata, keys::adopted(self.partition), value);
         }
         Ok(())
     }
@@ -171,7 +185,11 @@ impl<'a> Step<'a> {
                 }
                 None => self.batch.delete(Family::Memories, key),
             }
-            count(&mut self.state.memories, touched.was_counted(), touched.now().is_some());
+            count(
+                &mut self.state.memories,
+                touched.was_counted(),
+                touched.now().is_some(),
+            );
             replace(&mut self.state.memory_digest, touched.digest(), after);
         }
         Ok(())
@@ -180,7 +198,10 @@ impl<'a> Step<'a> {
 
 /// Counts one thing more or less.
 pub fn count(counter: &mut u64, before: bool, after: bool) {
-    assert!(*counter > 0 || !before, "more was removed than was ever counted");
+    assert!(
+        *counter > 0 || !before,
+        "more was removed than was ever counted"
+    );
     *counter = *counter + u64::from(after) - u64::from(before);
 }
 

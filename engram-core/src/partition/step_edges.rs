@@ -1,11 +1,11 @@
 //! What one command does to edges (ADR 0003).
 
+use super::digest;
 use super::overlay::edge_of;
 use super::read;
 use super::record::SourceRemovals;
 use super::step::{Step, count, replace};
 use super::touched::Touched;
-use super::digest;
 use crate::command::{
     Associate, Dissociate, EdgeChange, Forget, OutEdge, OverlayDelta, Rejection, Write,
 };
@@ -26,7 +26,11 @@ pub struct Evidence<'a> {
 
 impl Evidence<'_> {
     fn removal(&self, context: EdgeContext) -> Removal {
-        Removal { context, stamp: self.write.stamp, request: self.request }
+        Removal {
+            context,
+            stamp: self.write.stamp,
+            request: self.request,
+        }
     }
 }
 
@@ -37,8 +41,23 @@ pub fn covers_context(whole: &EdgeContext, part: &EdgeContext) -> bool {
 
 impl Step<'_> {
     pub fn associate(&mut self, associate: &Associate, evidence: Evidence<'_>) -> Changed {
-        let Associate { from, to, relation, weight, confidence } = associate.clone();
-        self.contribute(&from, &OutEdge { to, relation, weight, confidence }, evidence)
+        let Associate {
+            from,
+            to,
+            relation,
+            weight,
+            confidence,
+        } = associate.clone();
+        self.contribute(
+            &from,
+            &OutEdge {
+                to,
+                relation,
+                weight,
+                confidence,
+            },
+            evidence,
+        )
     }
 
     /// Adds one observation to an edge.
@@ -48,12 +67,20 @@ impl Step<'_> {
         edge: &OutEdge,
         evidence: Evidence<'_>,
     ) -> Changed {
-        let key =
-            EdgeKey { from: from.hash(), to: edge.to.hash(), relation: edge.relation.clone() };
+        let key = EdgeKey {
+            from: from.hash(),
+            to: edge.to.hash(),
+            relation: edge.relation.clone(),
+        };
         let dot = self.next_dot();
         let Write { stamp, retried, .. } = evidence.write;
-        let contribution =
-            Contribution::new(edge.weight, edge.confidence, *stamp, evidence.request, *retried);
+        let contribution = Contribution::new(
+            edge.weight,
+            edge.confidence,
+            *stamp,
+            evidence.request,
+            *retried,
+        );
         self.change_edge(&key, &edge.to, |state| {
             // Only a base could conflict, and no command folds edges into one yet.
             state.apply_contribution(dot, contribution).changed
@@ -61,12 +88,23 @@ impl Step<'_> {
     }
 
     pub fn dissociate(&mut self, dissociate: &Dissociate, evidence: Evidence<'_>) -> Changed {
-        let Dissociate { from, to, relation, context } = dissociate;
-        let key = EdgeKey { from: from.hash(), to: to.hash(), relation: relation.clone() };
+        let Dissociate {
+            from,
+            to,
+            relation,
+            context,
+        } = dissociate;
+        let key = EdgeKey {
+            from: from.hash(),
+            to: to.hash(),
+            relation: relation.clone(),
+        };
         let dot = self.next_dot();
         let removal = evidence.removal(self.possible(context));
-        let log = self.log_context();
-        self.change_edge(&key, to, |state| state.apply_removal(dot, removal, &log).changed)
+        let log = self.log.clone();
+        self.change_edge(&key, to, |state| {
+            state.apply_removal(dot, removal, &log).changed
+        })
     }
 
     /// Removes, under the proposer's context, all edges out of a memory, those included that only
@@ -78,7 +116,7 @@ impl Step<'_> {
     ) -> Result<(), StorageError> {
         let from = forget.id.hash();
         let context = self.possible(&forget.context);
-        let mut everything = self.log_context();
+        let mut everything = self.log.clone();
         everything.join(&context);
         for key in self.out_edges(from)? {
             let dot = self.next_dot();
@@ -86,13 +124,16 @@ impl Step<'_> {
             self.load_edge(&key)?;
             // What waits is kept once, for the memory, not on every edge.
             if let Some(mut record) = self.edges.get(&key).and_then(Touched::now).cloned()
-                && record.state.apply_removal(dot, removal, &everything).changed
+                && record
+                    .state
+                    .apply_removal(dot, removal, &everything)
+                    .changed
                 && let Some(touched) = self.edges.get_mut(&key)
             {
                 touched.set(Some(record));
             }
         }
-        if covers_context(&self.log_context(), &context) {
+        if covers_context(&self.log, &context) {
             return Ok(());
         }
         let mut waiting = self.source_removals(from)?.cloned().unwrap_or_default();
@@ -106,29 +147,31 @@ impl Step<'_> {
     /// Brings an overlay delta into the log under its own dot. One that the log has already, or
     /// that belongs elsewhere, changes no edge; its dot is covered in any case.
     pub fn adopt(&mut self, delta: &OverlayDelta) -> Result<(), StorageError> {
-        let (dot, log) = (Dot::Overlay(delta.dot), self.log_context());
-        self.batch.delete(Family::Edges, keys::overlay(self.partition, delta.dot));
+        let (dot, log) = (Dot::Overlay(delta.dot), self.log.clone());
+        self.batch
+            .delete(Family::Edges, keys::overlay(self.partition, delta.dot));
         self.adopting.push(delta.dot);
         if log.covers(&dot) {
             return Ok(());
         }
-        self.adopted.insert(delta.dot);
+        self.log.overlay.insert(delta.dot);
         let key = edge_of(delta);
         let forgotten = matches!(delta.change, EdgeChange::Contribute { .. })
-            && self.source_removals(key.from)?.is_some_and(|waiting| waiting.covers(&dot));
+            && self
+                .source_removals(key.from)?
+                .is_some_and(|waiting| waiting.covers(&dot));
         if forgotten || !self.state.slots.contains(delta.from.hash_slot()) {
             return Ok(());
         }
         // A colliding target cannot be stored; the delta is dropped as the log would reject it.
-        let _collision = self.change_edge(&key, &delta.to, |state| {
-            state.adopt(delta, &log).changed
-        })?;
+        let _collision =
+            self.change_edge(&key, &delta.to, |state| state.adopt(delta, &log).changed)?;
         Ok(())
     }
 
     /// Lets go of waiting removals that have met all they name.
     pub fn settle_source_removals(&mut self) -> Result<(), StorageError> {
-        let log = self.log_context();
+        let log = self.log.clone();
         let range = keys::all_source_removals(self.partition);
         let mut sources = Vec::new();
         for entry in read::range(self.reader, Family::Edges, &range) {
@@ -136,7 +179,9 @@ impl Step<'_> {
             sources.push(keys::parse_hash(&key).ok_or_else(|| read::bad_key("removals"))?);
         }
         for from in sources {
-            let Some(waiting) = self.source_removals(from)? else { continue };
+            let Some(waiting) = self.source_removals(from)? else {
+                continue;
+            };
             let mut left = waiting.clone();
             left.0.retain(|context| !covers_context(&log, context));
             if left != *waiting {
@@ -149,7 +194,10 @@ impl Step<'_> {
     /// A context without what nobody can have seen yet: it must not reach into the future.
     fn possible(&self, context: &EdgeContext) -> EdgeContext {
         let sequence = context.sequence.min(Sequence(self.sequence().0 - 1));
-        EdgeContext { sequence, overlay: context.overlay.clone() }
+        EdgeContext {
+            sequence,
+            overlay: context.overlay.clone(),
+        }
     }
 
     fn change_edge(
@@ -159,19 +207,27 @@ impl Step<'_> {
         change: impl FnOnce(&mut EdgeState) -> bool,
     ) -> Changed {
         self.load_edge(key)?;
-        let Some(touched) = self.edges.get_mut(key) else { return Ok(Ok(())) };
+        let Some(touched) = self.edges.get_mut(key) else {
+            return Ok(Ok(()));
+        };
         if touched.now().is_some_and(|record| record.to != *to) {
             return Ok(Err(Rejection::HashCollision));
         }
-        let fresh = EdgeRecord { to: to.clone(), state: EdgeState::default() };
+        let fresh = EdgeRecord {
+            to: to.clone(),
+            state: EdgeState::default(),
+        };
         touched.edit(fresh, |record| change(&mut record.state));
         Ok(Ok(()))
     }
 
     /// Whether the edge is there with another target of the same hash.
     pub fn collides(&mut self, from: &MemoryId, edge: &OutEdge) -> Result<bool, StorageError> {
-        let key =
-            EdgeKey { from: from.hash(), to: edge.to.hash(), relation: edge.relation.clone() };
+        let key = EdgeKey {
+            from: from.hash(),
+            to: edge.to.hash(),
+            relation: edge.relation.clone(),
+        };
         self.load_edge(&key)?;
         let found = self.edges.get(&key).and_then(Touched::now);
         Ok(found.is_some_and(|record| record.to != edge.to))
@@ -194,8 +250,12 @@ impl Step<'_> {
     /// Edges out of a memory that storage holds or this command has touched.
     fn out_edges(&self, from: MemoryHash) -> Result<Vec<EdgeKey>, StorageError> {
         let range = keys::out_edges(self.partition, from);
-        let mut found: Vec<EdgeKey> =
-            self.edges.keys().filter(|key| key.from == from).cloned().collect();
+        let mut found: Vec<EdgeKey> = self
+            .edges
+            .keys()
+            .filter(|key| key.from == from)
+            .cloned()
+            .collect();
         for entry in read::range(self.reader, Family::Edges, &range) {
             let (key, _) = entry?;
             found.push(keys::parse_edge(&key).ok_or_else(|| read::bad_key("an edge"))?);

@@ -60,7 +60,10 @@ pub struct ChunkWriter<'a> {
 
 impl<'a> ChunkWriter<'a> {
     pub fn start(sink: &'a mut dyn Write) -> io::Result<Self> {
-        let mut writer = Self { sink, hasher: blake3::Hasher::new() };
+        let mut writer = Self {
+            sink,
+            hasher: blake3::Hasher::new(),
+        };
         writer.emit(&MAGIC)?;
         writer.emit(&VERSION.to_le_bytes())?;
         Ok(writer)
@@ -68,7 +71,9 @@ impl<'a> ChunkWriter<'a> {
 
     pub fn chunk(&mut self, kind: ChunkKind, payload: &[u8]) -> io::Result<()> {
         if payload.len() > CHUNK_BYTES_MAX {
-            return Err(io::Error::other("a record is larger than a snapshot chunk may be"));
+            return Err(io::Error::other(
+                "a record is larger than a snapshot chunk may be",
+            ));
         }
         let length = (payload.len() as u32).to_le_bytes();
         let head = [kind as u8, length[0], length[1], length[2], length[3]];
@@ -99,7 +104,11 @@ pub struct ChunkReader<'a> {
 
 impl<'a> ChunkReader<'a> {
     pub fn start(source: &'a mut dyn Read) -> Result<Self, StreamError> {
-        let mut reader = Self { source, hasher: blake3::Hasher::new(), chunks: 0 };
+        let mut reader = Self {
+            source,
+            hasher: blake3::Hasher::new(),
+            chunks: 0,
+        };
         if reader.fixed::<8>()? != MAGIC {
             return Err(StreamError::Magic);
         }
@@ -118,7 +127,9 @@ impl<'a> ChunkReader<'a> {
             return Err(self.damaged("its length is out of range"));
         }
         let mut payload = Vec::new();
-        (&mut *self.source).take(length as u64).read_to_end(&mut payload)?;
+        (&mut *self.source)
+            .take(length as u64)
+            .read_to_end(&mut payload)?;
         if payload.len() != length {
             return Err(self.damaged("the stream ends inside it"));
         }
@@ -139,7 +150,10 @@ impl<'a> ChunkReader<'a> {
     }
 
     pub fn damaged(&self, reason: &'static str) -> StreamError {
-        StreamError::Damaged { chunk: self.chunks, reason }
+        StreamError::Damaged {
+            chunk: self.chunks,
+            reason,
+        }
     }
 
     fn fixed<const N: usize>(&mut self) -> Result<[u8; N], StreamError> {

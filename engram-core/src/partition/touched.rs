@@ -13,11 +13,23 @@ pub struct Touched<T> {
 
 impl<T> Touched<T> {
     pub fn absent() -> Self {
-        Self { digest: 0, existed: false, counted: false, now: None, changed: false }
+        Self {
+            digest: 0,
+            existed: false,
+            counted: false,
+            now: None,
+            changed: false,
+        }
     }
 
     pub fn found(record: T, digest: u128, counted: bool) -> Self {
-        Self { digest, existed: true, counted, now: Some(record), changed: false }
+        Self {
+            digest,
+            existed: true,
+            counted,
+            now: Some(record),
+            changed: false,
+        }
     }
 
     pub fn now(&self) -> Option<&T> {

@@ -4,17 +4,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::Partition;
 use super::overlay::OverlayView;
 use super::read;
 use super::record::{MemoryRecord, SourceRemovals, StateRecord};
-use super::Partition;
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::edges::{EdgeRecord, EdgeValue, visible};
-use crate::keys::{self, KeyRange};
+use crate::keys;
 use crate::storage::{Family, Reader, StorageError};
 use crate::types::{
-    Dot, EdgeContext, EdgeKey, Hlc, Memory, MemoryHash, MemoryId, OverlayContext, PartitionId,
-    Relation, Sequence, Unit,
+    Dot, EdgeContext, EdgeKey, Hlc, Memory, MemoryHash, MemoryId, PartitionId, Relation, Sequence,
+    Unit,
 };
 
 /// Why a read failed.
@@ -27,7 +27,11 @@ pub enum ReadError {
     #[error("component {position} of the query is not a finite number")]
     NotFinite { position: usize },
     #[error("{what} is {actual}, at most {max} is allowed")]
-    TooLarge { what: &'static str, actual: usize, max: usize },
+    TooLarge {
+        what: &'static str,
+        actual: usize,
+        max: usize,
+    },
 }
 
 /// One state of a partition.
@@ -36,7 +40,8 @@ pub struct PartitionView {
     pub(super) partition: PartitionId,
     pub(super) reader: Arc<dyn Reader>,
     pub(super) state: Arc<StateRecord>,
-    pub(super) adopted: Arc<OverlayContext>,
+    /// What the log covers: its sequence and the overlay dots that it has adopted.
+    pub(super) log: Arc<EdgeContext>,
     pub(super) overlay: OverlayView,
 }
 
@@ -127,18 +132,28 @@ impl PartitionView {
     /// What this view shows: the log's sequence, and overlay dots in the log or beside it.
     #[must_use]
     pub fn context(&self) -> EdgeContext {
-        EdgeContext { sequence: self.sequence(), overlay: self.overlay.seen().clone() }
+        EdgeContext {
+            sequence: self.sequence(),
+            overlay: self.overlay.seen().clone(),
+        }
     }
 
     /// # Errors
     /// When storage cannot be read.
     pub fn get(&self, ids: &[MemoryId], with_embedding: bool) -> Result<Found, ReadError> {
         let one = |id: &MemoryId| -> Result<Option<FoundMemory>, ReadError> {
-            let record = self.record(id.hash())?.filter(|record| record.memory.id == *id);
-            Ok(record.map(|record| self.found(record, with_embedding)).transpose()?)
+            let record = self
+                .record(id.hash())?
+                .filter(|record| record.memory.id == *id);
+            Ok(record
+                .map(|record| self.found(record, with_embedding))
+                .transpose()?)
         };
         let memories = ids.iter().map(one).collect::<Result<_, _>>()?;
-        Ok(Found { sequence: self.sequence(), memories })
+        Ok(Found {
+            sequence: self.sequence(),
+            memories,
+        })
     }
 
     /// The embedding of a memory as it is compared: of unit length under cosine.
@@ -146,8 +161,12 @@ impl PartitionView {
     /// # Errors
     /// When storage cannot be read.
     pub fn embedding(&self, id: &MemoryId) -> Result<Option<Vec<f32>>, ReadError> {
-        let record = self.record(id.hash())?.filter(|record| record.memory.id == *id);
-        let Some(record) = record else { return Ok(None) };
+        let record = self
+            .record(id.hash())?
+            .filter(|record| record.memory.id == *id);
+        let Some(record) = record else {
+            return Ok(None);
+        };
         Ok(self.found(record, true)?.embedding)
     }
 
@@ -161,10 +180,14 @@ impl PartitionView {
         with_embedding: bool,
     ) -> Result<FoundMemory, StorageError> {
         let vector = record.vector.filter(|_| with_embedding);
-        let vector =
-            vector.map(|id| read::vector(&*self.reader, self.partition, id)).transpose()?;
+        let vector = vector
+            .map(|id| read::vector(&*self.reader, self.partition, id))
+            .transpose()?;
         let embedding = vector.flatten().map(|record| record.components);
-        Ok(FoundMemory { memory: record.memory, embedding })
+        Ok(FoundMemory {
+            memory: record.memory,
+            embedding,
+        })
     }
 
     /// Edges of a memory. One whose end should be in this partition and is missing is hidden; an
@@ -187,7 +210,11 @@ impl PartitionView {
         edges.sort_by_key(|edge| std::cmp::Reverse(edge.weight));
         let left_out = edges.len().saturating_sub(query.limit);
         edges.truncate(query.limit);
-        Ok(Neighbors { sequence: self.sequence(), edges, left_out })
+        Ok(Neighbors {
+            sequence: self.sequence(),
+            edges,
+            left_out,
+        })
     }
 
     /// Whether an end of an edge is there, as far as this partition can tell.
@@ -195,7 +222,9 @@ impl PartitionView {
         if !self.state.slots.contains(id.hash_slot()) {
             return Ok(true);
         }
-        Ok(self.record(id.hash())?.is_some_and(|record| record.memory.id == *id))
+        Ok(self
+            .record(id.hash())?
+            .is_some_and(|record| record.memory.id == *id))
     }
 
     fn edge_keys(
@@ -203,13 +232,18 @@ impl PartitionView {
         hash: MemoryHash,
         direction: Direction,
     ) -> Result<BTreeSet<EdgeKey>, StorageError> {
-        let (range, parse): (KeyRange, fn(&[u8]) -> Option<EdgeKey>) = match direction {
-            Direction::Out => (keys::out_edges(self.partition, hash), keys::parse_edge),
-            Direction::In => (keys::in_edges(self.partition, hash), keys::parse_reverse_edge),
+        let range = match direction {
+            Direction::Out => keys::out_edges(self.partition, hash),
+            Direction::In => keys::in_edges(self.partition, hash),
         };
         let mut found = BTreeSet::new();
         for entry in read::range(&*self.reader, Family::Edges, &range) {
-            found.insert(parse(&entry?.0).ok_or_else(|| read::bad_key("an edge"))?);
+            let (key, _) = entry?;
+            let key = match direction {
+                Direction::Out => keys::parse_edge(&key),
+                Direction::In => keys::parse_reverse_edge(&key),
+            };
+            found.insert(key.ok_or_else(|| read::bad_key("an edge"))?);
         }
         match direction {
             Direction::Out => found.extend(self.overlay.out_edges(hash).cloned()),
@@ -233,9 +267,15 @@ impl PartitionView {
         let removals = read::source_removals(&*self.reader, self.partition, key.from)?;
         let value = self.value(key, record.as_ref(), removals.as_ref());
         let overlay = self.overlay.of_edge(key);
-        let to = record.map(|record| record.to).or_else(|| Some(overlay.first()?.to.clone()));
-        let (true, Some(to)) = (value.is_live(), to) else { return Ok(None) };
-        let Some(from) = self.record(key.from)? else { return Ok(None) };
+        let to = record
+            .map(|record| record.to)
+            .or_else(|| Some(overlay.first()?.to.clone()));
+        let (true, Some(to)) = (value.is_live(), to) else {
+            return Ok(None);
+        };
+        let Some(from) = self.record(key.from)? else {
+            return Ok(None);
+        };
         if !self.may_show(&to)? {
             return Ok(None);
         }
@@ -257,18 +297,21 @@ impl PartitionView {
         record: Option<&EdgeRecord>,
         removals: Option<&SourceRemovals>,
     ) -> EdgeValue {
-        let log = EdgeContext { sequence: self.sequence(), overlay: (*self.adopted).clone() };
         let state = record.map(|record| &record.state);
         let overlay = self.overlay.of_edge(key);
         let Some(removals) = removals.filter(|_| !overlay.is_empty()) else {
-            return visible(state, overlay, &log);
+            return visible(state, overlay, &self.log);
         };
         let removed = |delta: &OverlayDelta| {
             matches!(delta.change, EdgeChange::Contribute { .. })
                 && removals.covers(&Dot::Overlay(delta.dot))
         };
-        let left: Vec<_> = overlay.iter().filter(|delta| !removed(delta)).cloned().collect();
-        visible(state, &left, &log)
+        let left: Vec<_> = overlay
+            .iter()
+            .filter(|delta| !removed(delta))
+            .cloned()
+            .collect();
+        visible(state, &left, &self.log)
     }
 
     /// Memories in the order of their keys, behind `after`: at most `limit`, and not many more
@@ -291,7 +334,11 @@ impl PartitionView {
             let (key, value) = entry?;
             if memories.len() == limit || bytes >= bytes_max {
                 let next = last;
-                return Ok(MemoryPage { sequence: self.sequence(), memories, next });
+                return Ok(MemoryPage {
+                    sequence: self.sequence(),
+                    memories,
+                    next,
+                });
             }
             let record = keys::decode(&value).map_err(|error| error.at("a memory record"))?;
             let found = self.found(record, true)?;
@@ -299,7 +346,11 @@ impl PartitionView {
             memories.push(found);
             last = keys::parse_hash(&key);
         }
-        Ok(MemoryPage { sequence: self.sequence(), memories, next: None })
+        Ok(MemoryPage {
+            sequence: self.sequence(),
+            memories,
+            next: None,
+        })
     }
 
     /// Visible edges in canonical order, behind `after`, at most `limit`. Weights do not decay in
@@ -316,7 +367,12 @@ impl PartitionView {
         if let Some(after) = after {
             range = range.after(&keys::edge(self.partition, after));
         }
-        let mut beside = self.overlay.edges().into_iter().filter(|key| Some(*key) > after).peekable();
+        let mut beside = self
+            .overlay
+            .edges()
+            .into_iter()
+            .filter(|key| Some(*key) > after)
+            .peekable();
         let mut logged = read::range(&*self.reader, Family::Edges, &range).peekable();
         let (mut edges, mut last) = (Vec::new(), None);
         loop {
@@ -330,14 +386,28 @@ impl PartitionView {
             };
             let in_overlay = beside.peek().map(|key| (*key).clone());
             let Some(key) = in_log.iter().chain(in_overlay.iter()).min().cloned() else {
-                return Ok(EdgePage { sequence: self.sequence(), edges, next: None });
+                return Ok(EdgePage {
+                    sequence: self.sequence(),
+                    edges,
+                    next: None,
+                });
             };
             if edges.len() == limit {
-                return Ok(EdgePage { sequence: self.sequence(), edges, next: last });
+                return Ok(EdgePage {
+                    sequence: self.sequence(),
+                    edges,
+                    next: last,
+                });
             }
             beside.next_if(|next| **next == key);
-            let record = if in_log.as_ref() == Some(&key) { logged.next().transpose()? } else { None };
-            let record = record.map(|(_, value)| read::decode_edge(&value)).transpose()?;
+            let record = if in_log.as_ref() == Some(&key) {
+                logged.next().transpose()?
+            } else {
+                None
+            };
+            let record = record
+                .map(|(_, value)| read::decode_edge(&value))
+                .transpose()?;
             edges.extend(self.edge(&key, record, 0)?);
             last = Some(key);
         }

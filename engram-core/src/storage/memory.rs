@@ -7,9 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{
-    Batch, BatchOp, Durability, Family, Order, Reader, Record, Records, Storage, StorageError,
-};
+use super::{Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError};
 
 type Table = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
@@ -58,9 +56,9 @@ impl Reader for State {
         if start >= end {
             return Box::new(std::iter::empty());
         }
-        let copy = |(key, value): (&'a Box<[u8]>, &'a Box<[u8]>)| -> Result<Record, StorageError> {
+        fn copy<T: Clone, E>((key, value): (&T, &T)) -> Result<(T, T), E> {
             Ok((key.clone(), value.clone()))
-        };
+        }
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
         match order {

@@ -84,9 +84,6 @@ pub struct StartArgs {
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitArgs {
-    /// Largest message of a client, in bytes. [default: 16777216]
-    #[arg(long, env = "ENGRAM_MESSAGE_BYTES_MAX", value_name = "BYTES")]
-    pub message_bytes_max: Option<usize>,
     /// Requests that one client connection may have in flight. [default: 1024]
     #[arg(long, env = "ENGRAM_REQUESTS_PER_CONNECTION_MAX", value_name = "N")]
     pub requests_per_connection_max: Option<u32>,
@@ -129,8 +126,6 @@ pub struct Config {
 /// Bounds of the client port, decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes.
-    pub message_bytes_max: usize,
     pub requests_per_connection_max: u32,
     pub request_timeout: Duration,
     pub shutdown_grace: Duration,
@@ -139,7 +134,6 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            message_bytes_max: 16 << 20,
             requests_per_connection_max: 1_024,
             request_timeout: Duration::from_secs(60),
             shutdown_grace: Duration::from_secs(5),
@@ -220,10 +214,6 @@ impl LimitArgs {
             ours.or(file).map_or(default, Duration::from_millis)
         };
         Limits {
-            message_bytes_max: self
-                .message_bytes_max
-                .or(file.message_bytes_max)
-                .unwrap_or(default.message_bytes_max),
             requests_per_connection_max: self
                 .requests_per_connection_max
                 .or(file.requests_per_connection_max)
@@ -271,15 +261,6 @@ impl Config {
 
 impl Limits {
     fn check(&self) -> Result<(), ConfigError> {
-        let at_least = 64 << 10;
-        if !(at_least..=MESSAGE_BYTES_CEILING).contains(&self.message_bytes_max) {
-            let value = self.message_bytes_max.to_string();
-            return Err(invalid(
-                "--message-bytes-max",
-                value,
-                "64 KiB to 256 MiB are allowed",
-            ));
-        }
         if self.requests_per_connection_max == 0 {
             return Err(invalid(
                 "--requests-per-connection-max",
@@ -297,9 +278,6 @@ impl Limits {
         Ok(())
     }
 }
-
-/// Greatest message size that may be configured, in bytes.
-pub const MESSAGE_BYTES_CEILING: usize = 256 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PortZero {

@@ -39,7 +39,6 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         join = ["a:1", "b:2"]
         [limits]
         request_timeout_millis = 7
-        message_bytes_max = 100000
     "#;
     let line = [
         "--listen",
@@ -55,7 +54,6 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     assert!(!config.insecure);
     assert_eq!(config.join, ["a:1", "b:2"]);
     assert_eq!(config.limits.request_timeout, Duration::from_millis(9));
-    assert_eq!(config.limits.message_bytes_max, 100_000);
     assert_eq!(config.peer_listen, DEFAULT_PEER_LISTEN);
 }
 
@@ -113,7 +111,7 @@ fn values_out_of_range_are_refused() {
         &["--join", "a:0"],
         &["--advertise-host", ""],
         &["--log-level", "engram=loud"],
-        &["--message-bytes-max", "1"],
+        &["--request-timeout-millis", "0"],
         &["--requests-per-connection-max", "0"],
     ];
     for line in bad {

@@ -52,7 +52,7 @@ pub async fn join(
     let mut round = 0u32;
     loop {
         for target in targets {
-            match ask(seams, peers, target, node).await {
+            match ask(seams, peers, target, node, None).await {
                 Ok(response) => return understood(target, response),
                 Err(Attempt::Refused(reason)) => {
                     return Err(JoinError::Refused {
@@ -74,6 +74,29 @@ pub async fn join(
     }
 }
 
+/// Tells `targets` where a node of `cluster` is now, until one of them has noted it; false when
+/// none has. For a node that no longer knows where its cluster is.
+pub async fn refresh(
+    seams: &Seams,
+    peers: &Peers,
+    targets: &[String],
+    node: &NodeDescription,
+    cluster: ClusterId,
+) -> bool {
+    for target in targets {
+        match ask(seams, peers, target, node, Some(cluster)).await {
+            Ok(_) => return true,
+            Err(Attempt::Failed(reason)) => {
+                tracing::debug!(peer = target, reason, "cannot tell the addresses yet");
+            }
+            Err(Attempt::Refused(reason)) => {
+                tracing::error!(peer = target, reason, "refused: is --join right?");
+            }
+        }
+    }
+    false
+}
+
 enum Attempt {
     Failed(String),
     Refused(String),
@@ -84,10 +107,11 @@ async fn ask(
     peers: &Peers,
     target: &str,
     node: &NodeDescription,
+    cluster: Option<ClusterId>,
 ) -> Result<JoinResponse, Attempt> {
     let request = JoinRequest {
         identity: Bytes::copy_from_slice(&node.identity),
-        cluster: Bytes::new(),
+        cluster: cluster.map(|cluster| Bytes::copy_from_slice(&cluster.0)).unwrap_or_default(),
         client_address: node.client_address.clone(),
         peer_address: node.peer_address.clone(),
         http_address: node.http_address.clone(),

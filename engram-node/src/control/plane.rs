@@ -137,9 +137,10 @@ impl ControlPlane {
         let bytes = wire::encode_command(&command);
         let mut hint = None;
         let mut maybe_applied = MayBeApplied::No;
+        let mut attempt = 0;
         loop {
             let left = deadline.saturating_sub(clock.monotonic()).min(ATTEMPT_MAX);
-            let failed = match self.attempt(&bytes, hint, left).await {
+            let failed = match self.attempt(&bytes, hint, attempt, left).await {
                 Ok(reply) => {
                     let left = deadline.saturating_sub(clock.monotonic());
                     self.wait_for_index(reply.index, left).await;
@@ -167,13 +168,26 @@ impl ControlPlane {
                 clock.sleep(RETRY_PAUSE).await;
             }
             hint = failed.hint;
+            attempt += 1;
         }
+    }
+
+    /// Whom to ask: the hinted leader, the one known here, else the voters in turn. This node may
+    /// know no leader because the leader does not know where this node is now.
+    fn target(&self, hint: Option<NodeId>, attempt: usize) -> Option<NodeId> {
+        let voters = || {
+            let mut voters = self.map().control_voters();
+            voters.retain(|node| *node != self.local());
+            (!voters.is_empty()).then(|| voters[attempt % voters.len()])
+        };
+        hint.or_else(|| self.leader()).or_else(voters)
     }
 
     async fn attempt(
         &self,
         command: &Bytes,
         hint: Option<NodeId>,
+        attempt: usize,
         wait: Duration,
     ) -> Result<ControlReply, Failed> {
         let not_applied = |reason: String| Failed {
@@ -181,7 +195,7 @@ impl ControlPlane {
             applied: MayBeApplied::No,
             hint: None,
         };
-        let leader = hint.or_else(|| self.leader());
+        let leader = self.target(hint, attempt);
         let leader = leader.ok_or_else(|| not_applied("no leader is known".into()))?;
         let reply = if leader == self.local() {
             self.propose_here(command.clone(), wait)
@@ -240,7 +254,10 @@ impl ControlPlane {
         };
         let response = answer
             .map_err(|error| unknown(error.to_string()))?
-            .map_err(|status| unknown(format!("node {leader}: {}", status.message())))?;
+            .map_err(|status| {
+                let reason = format!("node {leader}: {}", status.message());
+                if was_sent(&status) { unknown(reason) } else { not_applied(reason) }
+            })?;
         match response.into_inner().answer {
             Some(Answer::Reply(reply)) => Ok(reply),
             Some(Answer::NotExecuted(not)) => Err(Failed {
@@ -272,6 +289,18 @@ impl ControlPlane {
         let reached = watch.wait_for(|map| wanted(map));
         matches!(self.shared.seams.timeout(wait, reached).await, Ok(Ok(_)))
     }
+}
+
+/// Whether a failed request may have reached the other node.
+fn was_sent(status: &tonic::Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return false;
+        }
+        source = error.source();
+    }
+    true
 }
 
 /// Whether applying the command twice leaves what applying it once does.

@@ -34,7 +34,10 @@ pub fn execute(partition: &Partition, query: &peer::ReadQuery) -> Result<peer::S
         Query::Export(query) => Answer::Export(export(&partition.view(), query)?),
     };
     // Taken after the read, so that it covers whatever the answer shows.
-    Ok(peer::Served { position: Some((&partition.context()).into()), answer: Some(answer) })
+    Ok(peer::Served {
+        position: Some((&partition.context()).into()),
+        answer: Some(answer),
+    })
 }
 
 fn refuse(error: ReadError) -> Refusal {
@@ -62,8 +65,15 @@ fn relations(names: &[String]) -> Result<BTreeSet<Relation>, Refusal> {
 }
 
 fn get(view: &PartitionView, query: &peer::GetQuery) -> Result<peer::GetAnswer, Refusal> {
-    let found = view.get(&ids(&query.ids)?, query.with_embedding).map_err(refuse)?;
-    let memories = found.memories.into_iter().flatten().map(api_memory).collect();
+    let found = view
+        .get(&ids(&query.ids)?, query.with_embedding)
+        .map_err(refuse)?;
+    let memories = found
+        .memories
+        .into_iter()
+        .flatten()
+        .map(api_memory)
+        .collect();
     Ok(peer::GetAnswer { memories })
 }
 
@@ -73,7 +83,9 @@ fn api_memory(found: FoundMemory) -> v1::Memory {
 
 fn exists(view: &PartitionView, query: &peer::ExistsQuery) -> Result<peer::ExistsAnswer, Refusal> {
     let found = view.get(&ids(&query.ids)?, false).map_err(refuse)?;
-    Ok(peer::ExistsAnswer { exists: found.memories.iter().map(Option::is_some).collect() })
+    Ok(peer::ExistsAnswer {
+        exists: found.memories.iter().map(Option::is_some).collect(),
+    })
 }
 
 fn neighbors(
@@ -83,7 +95,11 @@ fn neighbors(
     let (id, relations) = (id(&query.id)?, relations(&query.relations)?);
     let asked = NeighborsQuery {
         id: &id,
-        direction: if query.incoming { Direction::In } else { Direction::Out },
+        direction: if query.incoming {
+            Direction::In
+        } else {
+            Direction::Out
+        },
         relations: &relations,
         now_millis: query.now_millis,
         limit: query.limit as usize,
@@ -107,9 +123,13 @@ fn api_edge(edge: &FoundEdge) -> v1::Edge {
 }
 
 fn recall(partition: &Partition, query: &peer::RecallQuery) -> Result<peer::RecallAnswer, Refusal> {
-    let filter = (!query.filter.is_empty()).then(|| Filter::parse(&query.filter)).transpose();
+    let filter = (!query.filter.is_empty())
+        .then(|| Filter::parse(&query.filter))
+        .transpose();
     let filter = filter.map_err(|error| Refusal::Invalid(error.to_string()))?;
-    let without = (!query.without.is_empty()).then(|| id(&query.without)).transpose()?;
+    let without = (!query.without.is_empty())
+        .then(|| id(&query.without))
+        .transpose()?;
     let asked = RecallQuery {
         vector: &query.vector,
         limit: query.limit as usize,
@@ -124,7 +144,9 @@ fn recall(partition: &Partition, query: &peer::RecallQuery) -> Result<peer::Reca
         confidence: hit.memory.confidence.to_f64(),
         memory: query.with_content.then(|| memory_to_api(&hit.memory, None)),
     });
-    Ok(peer::RecallAnswer { hits: hits.collect() })
+    Ok(peer::RecallAnswer {
+        hits: hits.collect(),
+    })
 }
 
 fn status(partition: &Partition) -> peer::StatusAnswer {
@@ -147,7 +169,11 @@ fn mark(partition: &Partition, query: peer::MarkQuery) -> Result<peer::MarkAnswe
     let Some(topology) = marked.topology else {
         return Ok(peer::MarkAnswer { digests: None });
     };
-    let damage = if query.deep { damage(partition)? } else { String::new() };
+    let damage = if query.deep {
+        damage(partition)?
+    } else {
+        String::new()
+    };
     Ok(peer::MarkAnswer {
         digests: Some(peer::MarkDigests {
             sequence: marked.sequence.0,
@@ -179,7 +205,9 @@ fn damage(partition: &Partition) -> Result<String, Refusal> {
         return Ok(String::new());
     }
     let what = parts.join(" and ");
-    Ok(format!("the {what} on disk do not have the digest that the log gave them"))
+    Ok(format!(
+        "the {what} on disk do not have the digest that the log gave them"
+    ))
 }
 
 /// Where the next page of an export begins: a tag byte, then the last key.
@@ -196,9 +224,9 @@ impl Cursor {
             None if query.memories => Ok(Self::Memories(None)),
             None if query.edges => Ok(Self::Edges(None)),
             None => Ok(Self::End),
-            Some((b'm', hash)) => {
-                Ok(Self::Memories(Some(MemoryHash(hash.try_into().map_err(|_| invalid(()))?))))
-            }
+            Some((b'm', hash)) => Ok(Self::Memories(Some(MemoryHash(
+                hash.try_into().map_err(|_| invalid(()))?,
+            )))),
             Some((b'e', [])) => Ok(Self::Edges(None)),
             Some((b'e', key)) => {
                 let key = postcard::from_bytes(key).map_err(|_| invalid(()))?;
@@ -234,7 +262,10 @@ fn export(view: &PartitionView, query: &peer::ExportQuery) -> Result<peer::Expor
             let page = page.map_err(refuse)?;
             answer.memories = page.memories.into_iter().map(api_memory).collect();
             if !query.embeddings {
-                answer.memories.iter_mut().for_each(|memory| memory.embedding.clear());
+                answer
+                    .memories
+                    .iter_mut()
+                    .for_each(|memory| memory.embedding.clear());
             }
             match page.next {
                 Some(last) => Cursor::Memories(Some(last)),
@@ -243,9 +274,12 @@ fn export(view: &PartitionView, query: &peer::ExportQuery) -> Result<peer::Expor
             }
         }
         Cursor::Edges(after) => {
-            let page = view.export_edges(after.as_ref(), EXPORT_PAGE_ITEMS_MAX).map_err(refuse)?;
+            let page = view
+                .export_edges(after.as_ref(), EXPORT_PAGE_ITEMS_MAX)
+                .map_err(refuse)?;
             answer.edges = page.edges.iter().map(api_edge).collect();
-            page.next.map_or(Cursor::End, |last| Cursor::Edges(Some(last)))
+            page.next
+                .map_or(Cursor::End, |last| Cursor::Edges(Some(last)))
         }
         Cursor::End => Cursor::End,
     };

@@ -39,7 +39,9 @@ pub struct Pauses {
 impl Pauses {
     /// The next pause: half of it fixed, half of it drawn.
     pub fn next(&mut self, seams: &Seams) -> Duration {
-        let full = PAUSE_MIN.saturating_mul(1 << self.taken.min(8)).min(PAUSE_MAX);
+        let full = PAUSE_MIN
+            .saturating_mul(1 << self.taken.min(8))
+            .min(PAUSE_MAX);
         self.taken = self.taken.saturating_add(1);
         let mut drawn = [0; 4];
         seams.entropy.fill(&mut drawn);

@@ -53,7 +53,10 @@ impl Dialer {
         match self.seams.timeout(wait + GRACE, Box::pin(call)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(link_error(node, &status)),
-            Err(timed_out) => Err(LinkError::Lost { node, reason: timed_out.to_string() }),
+            Err(timed_out) => Err(LinkError::Lost {
+                node,
+                reason: timed_out.to_string(),
+            }),
         }
     }
 }

@@ -48,7 +48,17 @@ impl Here {
         locals: Arc<dyn Locals>,
     ) -> Self {
         let (stamp, actor) = (Mutex::default(), Mutex::default());
-        Self { inner: Arc::new(Inner { seams, node, map, groups, locals, stamp, actor }) }
+        Self {
+            inner: Arc::new(Inner {
+                seams,
+                node,
+                map,
+                groups,
+                locals,
+                stamp,
+                actor,
+            }),
+        }
     }
 
     #[must_use]
@@ -79,7 +89,12 @@ impl Here {
 
     /// The partition's replica and group here.
     fn replica(&self, partition: PartitionId) -> Result<(GroupId, Arc<Partition>), Refusal> {
-        let group = self.inner.map.borrow().partition(partition).map(|(_, record)| record.group);
+        let group = self
+            .inner
+            .map
+            .borrow()
+            .partition(partition)
+            .map(|(_, record)| record.group);
         let replica = self.inner.locals.partition(partition);
         group.zip(replica).ok_or(Refusal::NoReplica)
     }
@@ -112,7 +127,11 @@ impl Here {
         self.check_leads(group)?;
         if let PartitionCommand::Write(write) = &mut command {
             write.stamp = self.next_stamp();
-            if write.ops.iter().any(|(_, op)| matches!(op, Op::Forget(_) | Op::Dissociate(_))) {
+            if write
+                .ops
+                .iter()
+                .any(|(_, op)| matches!(op, Op::Forget(_) | Op::Dissociate(_)))
+            {
                 self.inner.groups.read_barrier(group, wait).await?;
                 fill_contexts(write, &replica.context());
             }
@@ -175,14 +194,20 @@ impl Here {
         self.inner
             .seams
             .blocking(move || {
-                replica.accept_local(actor, &changes).map_err(local_refusal)?;
+                replica
+                    .accept_local(actor, &changes)
+                    .map_err(local_refusal)?;
                 Ok(replica.context())
             })
             .await
     }
 
     fn actor(&self) -> ActorId {
-        *self.inner.actor.lock().get_or_insert_with(|| ActorId(self.inner.seams.random_id()))
+        *self
+            .inner
+            .actor
+            .lock()
+            .get_or_insert_with(|| ActorId(self.inner.seams.random_id()))
     }
 }
 
@@ -214,7 +239,9 @@ fn local_changes(
                 (&edge.from, &edge.to, &edge.relation, change)
             }
             Op::Dissociate(edge) => {
-                let change = EdgeChange::Remove { context: context.clone() };
+                let change = EdgeChange::Remove {
+                    context: context.clone(),
+                };
                 (&edge.from, &edge.to, &edge.relation, change)
             }
             Op::Remember(_) | Op::Forget(_) => {

@@ -11,6 +11,8 @@
 mod answer;
 mod deadline;
 mod dialer;
+#[cfg(test)]
+pub(crate) mod fakes;
 mod here;
 mod ports;
 mod pursuit;
@@ -75,7 +77,17 @@ impl Router {
         here: Here,
     ) -> Self {
         let (local, leaders) = (here.node(), Mutex::default());
-        Self { inner: Arc::new(Inner { seams, local, map, groups, remote, here, leaders }) }
+        Self {
+            inner: Arc::new(Inner {
+                seams,
+                local,
+                map,
+                groups,
+                remote,
+                here,
+                leaders,
+            }),
+        }
     }
 
     #[must_use]

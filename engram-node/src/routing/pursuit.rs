@@ -21,12 +21,19 @@ impl Pursuit {
     /// The next node to ask. `believed` is who leads as far as this node knows.
     pub fn target(&mut self, believed: Option<NodeId>, replicas: &[NodeId]) -> Option<NodeId> {
         let trusted = |node: &NodeId| Some(*node) != self.suspect;
-        if let Some(node) = self.hint.take().filter(trusted).or(believed.filter(trusted)) {
+        if let Some(node) = self
+            .hint
+            .take()
+            .filter(trusted)
+            .or(believed.filter(trusted))
+        {
             return Some(node);
         }
         let others: Vec<NodeId> = replicas.iter().copied().filter(trusted).collect();
         let candidates = if others.is_empty() { replicas } else { &others };
-        let target = candidates.get(self.asked % candidates.len().max(1)).copied();
+        let target = candidates
+            .get(self.asked % candidates.len().max(1))
+            .copied();
         self.asked += 1;
         if self.asked.is_multiple_of(replicas.len().max(1)) {
             self.suspect = None;
@@ -41,7 +48,7 @@ impl Pursuit {
             self.hints_in_a_row += 1;
             return false;
         }
-        if self.hint.is_none() {
+        if hint.is_none() {
             // Whoever is believed to lead says that it does not: ask the others first.
             self.suspect = Some(node);
         }
@@ -68,7 +75,10 @@ mod tests {
     fn the_believed_leader_is_asked_first_and_hints_are_followed() {
         let mut pursuit = Pursuit::default();
         assert_eq!(pursuit.target(Some(B), &[A, B, C]), Some(B));
-        assert!(!pursuit.redirected(B, Some(C)), "a hint is followed at once");
+        assert!(
+            !pursuit.redirected(B, Some(C)),
+            "a hint is followed at once"
+        );
         assert_eq!(pursuit.target(Some(B), &[A, B, C]), Some(C));
     }
 
@@ -76,9 +86,15 @@ mod tests {
     fn a_failed_node_is_passed_over_until_the_others_were_asked() {
         let mut pursuit = Pursuit::default();
         pursuit.failed(A);
-        let asked: Vec<_> = (0..3).filter_map(|_| pursuit.target(Some(A), &[A, B, C])).collect();
+        let asked: Vec<_> = (0..3)
+            .filter_map(|_| pursuit.target(Some(A), &[A, B, C]))
+            .collect();
         assert!(asked[0] != A && asked[1] != A, "{asked:?}");
-        assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(A), "then it gets its chance again");
+        assert_eq!(
+            pursuit.target(Some(A), &[A, B, C]),
+            Some(A),
+            "then it gets its chance again"
+        );
     }
 
     #[test]
@@ -90,6 +106,15 @@ mod tests {
             pause
         });
         assert_eq!(pauses, [false, false, true]);
+    }
+
+    #[test]
+    fn a_hint_to_a_node_that_failed_is_not_believed_at_once() {
+        let mut pursuit = Pursuit::default();
+        pursuit.failed(A);
+        assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(B));
+        assert!(pursuit.redirected(B, Some(A)));
+        assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(C));
     }
 
     #[test]

@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
-use engram_proto::peer::{
-    ReadLevel, ReadQuery, ReadRequest, Served, read_response, served,
-};
+use engram_proto::peer::{ReadLevel, ReadQuery, ReadRequest, Served, read_response, served};
 
 use super::pursuit::Pursuit;
 use super::refusal::Refusal;
@@ -36,9 +34,16 @@ pub struct Read {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     #[error("partition {partition} cannot be read: {cause}")]
-    Unavailable { partition: PartitionId, cause: String, leader: Option<NodeId> },
+    Unavailable {
+        partition: PartitionId,
+        cause: String,
+        leader: Option<NodeId>,
+    },
     #[error("no replica of partition {partition} has reached the session's position yet: {cause}")]
-    Behind { partition: PartitionId, cause: String },
+    Behind {
+        partition: PartitionId,
+        cause: String,
+    },
     #[error("{0}")]
     Invalid(String),
     #[error("partition {partition} is gone")]
@@ -74,17 +79,28 @@ impl Router {
         loop {
             let replicas = self.replicas(place.id, place.group);
             if replicas.is_empty() {
-                return Err(ReadError::Gone { partition: place.id });
+                return Err(ReadError::Gone {
+                    partition: place.id,
+                });
             }
             if deadline.has_passed(self.seams()) {
                 let leader = self.believed_leader(place.group);
-                return Err(ReadError::Unavailable { partition: place.id, cause, leader });
+                return Err(ReadError::Unavailable {
+                    partition: place.id,
+                    cause,
+                    leader,
+                });
             }
             let believed = self.believed_leader(place.group);
-            let Some(target) = pursuit.target(believed, &replicas) else { continue };
+            let Some(target) = pursuit.target(believed, &replicas) else {
+                continue;
+            };
             let wait = self.attempt_wait(deadline);
             let mut pause = true;
-            match self.read_at(target, place.id, query, &ReadAt::Linearizable, wait).await {
+            match self
+                .read_at(target, place.id, query, &ReadAt::Linearizable, wait)
+                .await
+            {
                 Ok(read) => {
                     self.note_leader(place.group, Some(target));
                     return Ok(read);
@@ -118,7 +134,9 @@ impl Router {
             let (mut cause, mut behind) = ("no node with a replica is known".to_owned(), false);
             let targets = self.nearest_first(place);
             if targets.is_empty() {
-                return Err(ReadError::Gone { partition: place.id });
+                return Err(ReadError::Gone {
+                    partition: place.id,
+                });
             }
             for target in targets {
                 let wait = self.attempt_wait(deadline);
@@ -136,7 +154,11 @@ impl Router {
                 let (partition, leader) = (place.id, self.believed_leader(place.group));
                 return Err(match behind {
                     true => ReadError::Behind { partition, cause },
-                    false => ReadError::Unavailable { partition, cause, leader },
+                    false => ReadError::Unavailable {
+                        partition,
+                        cause,
+                        leader,
+                    },
                 });
             }
         }
@@ -167,7 +189,10 @@ impl Router {
         } else {
             let request = read_request(partition, query.clone(), at, wait);
             let answer = self.inner.remote.read(target, request, wait).await;
-            match answer.map_err(|error| Refusal::Stopped(error.to_string()))?.answer {
+            match answer
+                .map_err(|error| Refusal::Stopped(error.to_string()))?
+                .answer
+            {
                 Some(read_response::Answer::Served(served)) => served,
                 Some(read_response::Answer::NotServed(refusal)) => return Err(refusal.into()),
                 None => return Err(unknown_answer()),

@@ -69,7 +69,11 @@ impl From<Refusal> for NotServed {
             Refusal::Invalid(detail) => (Reason::Invalid, None, detail),
             Refusal::Storage(detail) => (Reason::Storage, None, detail),
         };
-        Self { reason: reason.into(), leader: leader.map_or(0, |node| node.0), detail }
+        Self {
+            reason: reason.into(),
+            leader: leader.map_or(0, |node| node.0),
+            detail,
+        }
     }
 }
 
@@ -78,9 +82,9 @@ impl From<NotServed> for Refusal {
     fn from(message: NotServed) -> Self {
         let detail = message.detail;
         match Reason::try_from(message.reason) {
-            Ok(Reason::NotLeader) => {
-                Self::NotLeader { hint: (message.leader != 0).then_some(NodeId(message.leader)) }
-            }
+            Ok(Reason::NotLeader) => Self::NotLeader {
+                hint: (message.leader != 0).then_some(NodeId(message.leader)),
+            },
             Ok(Reason::NoReplica) => Self::NoReplica,
             Ok(Reason::Stopped) => Self::Stopped(detail),
             Ok(Reason::Overloaded) => Self::Overloaded(detail),
@@ -102,7 +106,9 @@ mod tests {
         let text = || "why".to_owned();
         for refusal in [
             Refusal::NotLeader { hint: None },
-            Refusal::NotLeader { hint: Some(NodeId(3)) },
+            Refusal::NotLeader {
+                hint: Some(NodeId(3)),
+            },
             Refusal::NoReplica,
             Refusal::Stopped(text()),
             Refusal::Overloaded(text()),
@@ -118,7 +124,11 @@ mod tests {
 
     #[test]
     fn a_reason_of_a_later_version_leaves_the_outcome_open() {
-        let later = NotServed { reason: 99, leader: 0, detail: "new".into() };
+        let later = NotServed {
+            reason: 99,
+            leader: 0,
+            detail: "new".into(),
+        };
         assert_eq!(Refusal::from(later), Refusal::Unknown("new".into()));
     }
 }

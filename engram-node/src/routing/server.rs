@@ -32,10 +32,14 @@ impl ForwardService {
         request: ProposeRequest,
     ) -> Result<engram_core::command::Applied, Refusal> {
         let invalid = |reason: String| Refusal::Invalid(reason);
-        let command = request.command.ok_or_else(|| invalid("no command".into()))?;
+        let command = request
+            .command
+            .ok_or_else(|| invalid("no command".into()))?;
         let command = PartitionCommand::try_from(command).map_err(|e| invalid(e.to_string()))?;
         let partition = PartitionId(request.partition);
-        self.here.propose(partition, command, wait(request.wait_millis)).await
+        self.here
+            .propose(partition, command, wait(request.wait_millis))
+            .await
     }
 
     async fn read_here(&self, request: ReadRequest) -> Result<Served, Refusal> {
@@ -52,13 +56,19 @@ impl ForwardService {
         };
         let query = request.query.ok_or_else(|| invalid("no query"))?;
         let partition = PartitionId(request.partition);
-        self.here.read(partition, query, &at, wait(request.wait_millis)).await
+        self.here
+            .read(partition, query, &at, wait(request.wait_millis))
+            .await
     }
 
     async fn accept_here(&self, request: AcceptLocalRequest) -> Result<EdgeContext, Refusal> {
-        let write = request.write.ok_or_else(|| Refusal::Invalid("no write".into()))?;
+        let write = request
+            .write
+            .ok_or_else(|| Refusal::Invalid("no write".into()))?;
         let write = Write::try_from(write).map_err(|error| Refusal::Invalid(error.to_string()))?;
-        self.here.accept_local(PartitionId(request.partition), &write).await
+        self.here
+            .accept_local(PartitionId(request.partition), &write)
+            .await
     }
 }
 
@@ -77,7 +87,9 @@ impl Forward for ForwardService {
             Ok(applied) => Answer::Applied((&applied).into()),
             Err(refusal) => Answer::NotServed(refusal.into()),
         };
-        Ok(Response::new(ProposeResponse { answer: Some(answer) }))
+        Ok(Response::new(ProposeResponse {
+            answer: Some(answer),
+        }))
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<ReadResponse>, Status> {
@@ -86,7 +98,9 @@ impl Forward for ForwardService {
             Ok(served) => Answer::Served(served),
             Err(refusal) => Answer::NotServed(refusal.into()),
         };
-        Ok(Response::new(ReadResponse { answer: Some(answer) }))
+        Ok(Response::new(ReadResponse {
+            answer: Some(answer),
+        }))
     }
 
     async fn accept_local(
@@ -98,6 +112,8 @@ impl Forward for ForwardService {
             Ok(position) => Answer::Position((&position).into()),
             Err(refusal) => Answer::NotServed(refusal.into()),
         };
-        Ok(Response::new(AcceptLocalResponse { answer: Some(answer) }))
+        Ok(Response::new(AcceptLocalResponse {
+            answer: Some(answer),
+        }))
     }
 }

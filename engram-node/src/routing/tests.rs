@@ -6,13 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use engram_core::command::{Applied, Op, OpOutcome, Write};
-use engram_core::partition::Partition;
-use engram_core::storage::RocksOptions;
 use engram_core::types::{
-    ClientId, Decay, GroupId, Hlc, IndexParameters, Metric, NodeId, PartitionId, Sequence,
-    SlotRange, SpaceConfig, SpaceId,
+    ClientId, GroupId, Hlc, NodeId, PartitionId, Sequence, SlotRange, SpaceId,
 };
 use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, GetAnswer, ProposeRequest, ProposeResponse,
@@ -22,102 +18,19 @@ use engram_proto::peer::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::fakes::{Held, NoGroups, config, still_seams};
 use super::*;
-use crate::consensus::{BarrierError, Leadership, ProposeError};
 use crate::control::{GroupRecord, PartitionRecord, SpaceRecord};
-use crate::seams::{BoxFuture, Clock, Entropy, Tasks};
 
 const HERE: NodeId = NodeId(1);
 const B: NodeId = NodeId(2);
 const C: NodeId = NodeId(3);
 const GROUP: GroupId = GroupId(5);
-const PLACE: PartitionRecord =
-    PartitionRecord { id: PartitionId(9), group: GROUP, slots: SlotRange::ALL };
-
-/// A clock that stands still until somebody sleeps.
-#[derive(Default)]
-struct StillClock(Mutex<Duration>);
-
-#[async_trait]
-impl Clock for StillClock {
-    fn wall_millis(&self) -> u64 {
-        1_700_000_000_000
-    }
-
-    fn monotonic(&self) -> Duration {
-        *self.0.lock()
-    }
-
-    async fn sleep(&self, duration: Duration) {
-        *self.0.lock() += duration;
-    }
-}
-
-struct Inline;
-
-impl Tasks for Inline {
-    fn spawn(&self, _name: &'static str, _future: BoxFuture<()>) {
-        panic!("the router spawns nothing");
-    }
-
-    fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        work();
-    }
-}
-
-struct Zeros;
-
-impl Entropy for Zeros {
-    fn fill(&self, bytes: &mut [u8]) {
-        bytes.fill(0);
-    }
-}
-
-fn seams() -> Seams {
-    // The network and the disk are those of the system, and are not used.
-    let system = crate::seams::os::seams(RocksOptions::default());
-    let clock = Arc::new(StillClock::default());
-    Seams { clock, tasks: Arc::new(Inline), entropy: Arc::new(Zeros), ..system }
-}
-
-/// This node has no replica of anything.
-struct NoGroups;
-
-#[async_trait]
-impl Groups for NoGroups {
-    fn leadership(&self, _group: GroupId) -> Leadership {
-        Leadership::default()
-    }
-
-    async fn propose(
-        &self,
-        group: GroupId,
-        _entry: Bytes,
-        _wait: Duration,
-    ) -> Result<Bytes, ProposeError> {
-        Err(ProposeError::NoReplica { group })
-    }
-
-    async fn read_barrier(&self, group: GroupId, _wait: Duration) -> Result<(), BarrierError> {
-        Err(BarrierError::NoReplica { group })
-    }
-
-    async fn wait_for_leader(&self, _group: GroupId, _wait: Duration) -> Option<NodeId> {
-        None
-    }
-}
-
-struct NoLocals;
-
-impl Locals for NoLocals {
-    fn partition(&self, _partition: PartitionId) -> Option<Arc<Partition>> {
-        None
-    }
-
-    fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
-        Vec::new()
-    }
-}
+const PLACE: PartitionRecord = PartitionRecord {
+    id: PartitionId(9),
+    group: GROUP,
+    slots: SlotRange::ALL,
+};
 
 /// What a node does with the requests it gets, in order; the last one for ever.
 #[derive(Clone)]
@@ -168,12 +81,16 @@ impl Remote for Script {
     ) -> Result<ProposeResponse, LinkError> {
         use engram_proto::log::partition_command::Command;
         let command = request.command.and_then(|command| command.command);
-        let Some(Command::Write(write)) = command else { panic!("only writes are sent here") };
+        let Some(Command::Write(write)) = command else {
+            panic!("only writes are sent here")
+        };
         let answer = match self.next(node, Some(write.retried))? {
             None => propose_response::Answer::Applied((&applied()).into()),
             Some(refusal) => propose_response::Answer::NotServed(refusal.into()),
         };
-        Ok(ProposeResponse { answer: Some(answer) })
+        Ok(ProposeResponse {
+            answer: Some(answer),
+        })
     }
 
     async fn read(
@@ -189,7 +106,9 @@ impl Remote for Script {
             }),
             Some(refusal) => read_response::Answer::NotServed(refusal.into()),
         };
-        Ok(ReadResponse { answer: Some(answer) })
+        Ok(ReadResponse {
+            answer: Some(answer),
+        })
     }
 
     async fn accept_local(
@@ -202,35 +121,35 @@ impl Remote for Script {
             None => accept_local_response::Answer::Position(Default::default()),
             Some(refusal) => accept_local_response::Answer::NotServed(refusal.into()),
         };
-        Ok(AcceptLocalResponse { answer: Some(answer) })
+        Ok(AcceptLocalResponse {
+            answer: Some(answer),
+        })
     }
 }
 
 fn applied() -> Applied {
-    Applied { sequence: Sequence(4), outcomes: vec![(0, OpOutcome::EdgeChanged)] }
+    Applied {
+        sequence: Sequence(4),
+        outcomes: vec![(0, OpOutcome::EdgeChanged)],
+    }
 }
 
 fn map() -> ClusterMap {
-    let config = SpaceConfig {
-        space: SpaceId(1),
-        name: "s".into(),
-        dimension: 2,
-        metric: Metric::Cosine,
-        index: IndexParameters::new(1),
-        embedding_model: String::new(),
-        decay: Decay::None,
+    let space = SpaceRecord {
+        config: config(),
+        replicas: 2,
+        partitions: vec![PLACE],
     };
-    let space = SpaceRecord { config, replicas: 2, partitions: vec![PLACE] };
-    let mut map = ClusterMap::default();
-    map.spaces = BTreeMap::from([(SpaceId(1), space)]);
-    let mut groups = BTreeMap::new();
-    groups.insert(GROUP, group_record());
-    map.groups = groups;
-    map
-}
-
-fn group_record() -> GroupRecord {
-    GroupRecord { id: GROUP, replicas: vec![B, C], shared: false }
+    let group = GroupRecord {
+        id: GROUP,
+        replicas: vec![B, C],
+        shared: false,
+    };
+    ClusterMap {
+        spaces: BTreeMap::from([(SpaceId(1), space)]),
+        groups: BTreeMap::from([(GROUP, group)]),
+        ..ClusterMap::default()
+    }
 }
 
 struct Rig {
@@ -241,14 +160,23 @@ struct Rig {
 
 fn rig(acts: impl IntoIterator<Item = (NodeId, Vec<Act>)>) -> Rig {
     let (sender, map) = watch::channel(Arc::new(map()));
-    let seams = seams();
+    let seams = still_seams();
     let groups: Arc<dyn Groups> = Arc::new(NoGroups);
-    let here =
-        Here::new(seams.clone(), HERE, map.clone(), Arc::clone(&groups), Arc::new(NoLocals));
+    let here = Here::new(
+        seams.clone(),
+        HERE,
+        map.clone(),
+        Arc::clone(&groups),
+        Arc::new(Held::default()),
+    );
     let script = Arc::new(Script::default());
     *script.acts.lock() = acts.into_iter().collect();
     let remote = Arc::clone(&script) as Arc<dyn Remote>;
-    Rig { router: Router::new(seams, map, groups, remote, here), script, map: sender }
+    Rig {
+        router: Router::new(seams, map, groups, remote, here),
+        script,
+        map: sender,
+    }
 }
 
 impl Rig {
@@ -266,7 +194,13 @@ impl Rig {
 
 fn write() -> Write {
     let ops: Vec<(u32, Op)> = Vec::new();
-    Write { client: ClientId([1; 16]), counter: 1, retried: false, stamp: Hlc::default(), ops }
+    Write {
+        client: ClientId([1; 16]),
+        counter: 1,
+        retried: false,
+        stamp: Hlc::default(),
+        ops,
+    }
 }
 
 fn not_leader(hint: Option<NodeId>) -> Act {
@@ -283,37 +217,71 @@ async fn a_hint_leads_to_the_leader_which_is_remembered() {
 
 #[tokio::test]
 async fn a_write_waits_for_a_new_leader() {
-    let refusals = || vec![not_leader(None), not_leader(None), not_leader(None), Act::Serve];
+    let refusals = || {
+        vec![
+            not_leader(None),
+            not_leader(None),
+            not_leader(None),
+            Act::Serve,
+        ]
+    };
     let rig = rig([(B, refusals()), (C, vec![not_leader(None)])]);
     assert_eq!(rig.write().await, Ok(applied()));
 }
 
 #[tokio::test]
 async fn a_lost_attempt_is_repeated_as_a_retry() {
-    let rig = rig([(B, vec![Act::Lose, not_leader(None)]), (C, vec![Act::Serve])]);
+    let rig = rig([
+        (B, vec![Act::Lose, not_leader(None)]),
+        (C, vec![Act::Serve]),
+    ]);
     assert_eq!(rig.write().await, Ok(applied()));
-    assert_eq!(*rig.script.asked.lock(), [(B, Some(false)), (C, Some(true))]);
+    assert_eq!(
+        *rig.script.asked.lock(),
+        [(B, Some(false)), (C, Some(true))]
+    );
 }
 
 #[tokio::test]
 async fn at_the_deadline_the_outcome_is_said_honestly() {
     let nobody = rig([(B, vec![Act::Unreachable]), (C, vec![not_leader(None)])]);
     let error = nobody.write().await.unwrap_err();
-    assert!(matches!(error, WriteError::NotApplied { partition: PartitionId(9), .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            WriteError::NotApplied {
+                partition: PartitionId(9),
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(error.to_string().contains("partition 9"));
-    let lost = rig([(B, vec![Act::Lose, Act::Unreachable]), (C, vec![Act::Unreachable])]);
+    let lost = rig([
+        (B, vec![Act::Lose, Act::Unreachable]),
+        (C, vec![Act::Unreachable]),
+    ]);
     let error = lost.write().await.unwrap_err();
     assert!(matches!(error, WriteError::Unknown { .. }), "{error}");
     let unknown = Act::Refuse(Refusal::Unknown("no answer of a majority".into()));
-    let unsure = rig([(B, vec![unknown, not_leader(None)]), (C, vec![not_leader(None)])]);
-    assert!(matches!(unsure.write().await, Err(WriteError::Unknown { .. })));
+    let unsure = rig([
+        (B, vec![unknown, not_leader(None)]),
+        (C, vec![not_leader(None)]),
+    ]);
+    assert!(matches!(
+        unsure.write().await,
+        Err(WriteError::Unknown { .. })
+    ));
 }
 
 #[tokio::test]
 async fn a_request_that_makes_no_sense_is_not_repeated() {
     let invalid = Act::Refuse(Refusal::Invalid("too long".into()));
     let rig = rig([(B, vec![invalid]), (C, vec![Act::Serve])]);
-    assert_eq!(rig.write().await, Err(WriteError::Invalid("too long".into())));
+    assert_eq!(
+        rig.write().await,
+        Err(WriteError::Invalid("too long".into()))
+    );
     assert_eq!(rig.script.asked(), [B]);
 }
 
@@ -321,25 +289,42 @@ async fn a_request_that_makes_no_sense_is_not_repeated() {
 async fn a_dropped_space_is_gone() {
     let rig = rig([(B, vec![not_leader(None)]), (C, vec![not_leader(None)])]);
     rig.map.send_replace(Arc::default());
-    assert_eq!(rig.write().await, Err(WriteError::Gone { partition: PLACE.id }));
+    assert_eq!(
+        rig.write().await,
+        Err(WriteError::Gone {
+            partition: PLACE.id
+        })
+    );
 }
 
 #[tokio::test]
 async fn stale_reads_take_any_replica_and_sessions_one_that_is_far_enough() {
     let behind = || Act::Refuse(Refusal::Behind);
     let stale = rig([(B, vec![Act::Unreachable]), (C, vec![Act::Serve])]);
-    assert_eq!(stale.read(&ReadAt::Stale).await.map(|read| read.node), Ok(C));
+    assert_eq!(
+        stale.read(&ReadAt::Stale).await.map(|read| read.node),
+        Ok(C)
+    );
     let session = ReadAt::Session(Default::default());
-    let late = rig([(B, vec![behind()]), (C, vec![behind(), behind(), Act::Serve])]);
+    let late = rig([
+        (B, vec![behind()]),
+        (C, vec![behind(), behind(), Act::Serve]),
+    ]);
     assert_eq!(late.read(&session).await.map(|read| read.node), Ok(C));
     let never = rig([(B, vec![behind()]), (C, vec![Act::Unreachable])]);
-    assert!(matches!(never.read(&session).await, Err(ReadError::Behind { .. })));
+    assert!(matches!(
+        never.read(&session).await,
+        Err(ReadError::Behind { .. })
+    ));
 }
 
 #[tokio::test]
 async fn a_linearizable_read_needs_the_leader() {
     let rig = rig([(B, vec![not_leader(Some(C))]), (C, vec![Act::Serve])]);
-    assert_eq!(rig.read(&ReadAt::Linearizable).await.map(|read| read.node), Ok(C));
+    assert_eq!(
+        rig.read(&ReadAt::Linearizable).await.map(|read| read.node),
+        Ok(C)
+    );
     let alone = self::rig([(B, vec![not_leader(None)]), (C, vec![Act::Unreachable])]);
     let error = alone.read(&ReadAt::Linearizable).await.unwrap_err();
     assert!(error.to_string().contains("partition 9"), "{error}");
@@ -349,7 +334,12 @@ async fn a_linearizable_read_needs_the_leader() {
 async fn a_local_change_goes_to_whoever_answers() {
     let rig = rig([(B, vec![Act::Unreachable]), (C, vec![Act::Serve])]);
     let deadline = rig.router.deadline(Duration::from_secs(1));
-    assert!(rig.router.write_local(PLACE, &write(), deadline).await.is_ok());
+    assert!(
+        rig.router
+            .write_local(PLACE, &write(), deadline)
+            .await
+            .is_ok()
+    );
     let nobody = self::rig([(B, vec![Act::Lose]), (C, vec![Act::Unreachable])]);
     let deadline = nobody.router.deadline(Duration::from_secs(1));
     let refused = nobody.router.write_local(PLACE, &write(), deadline).await;

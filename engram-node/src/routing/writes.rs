@@ -18,12 +18,26 @@ use crate::control::PartitionRecord;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WriteError {
     #[error("partition {partition} took no write: {cause}")]
-    NotApplied { partition: PartitionId, cause: String, leader: Option<NodeId> },
-    #[error("partition {partition} did not answer in {waited:?}, so whether the write happened is unknown: {cause}")]
-    Unknown { partition: PartitionId, waited: Duration, cause: String, leader: Option<NodeId> },
+    NotApplied {
+        partition: PartitionId,
+        cause: String,
+        leader: Option<NodeId>,
+    },
+    #[error(
+        "partition {partition} did not answer in {waited:?}, so whether the write happened is unknown: {cause}"
+    )]
+    Unknown {
+        partition: PartitionId,
+        waited: Duration,
+        cause: String,
+        leader: Option<NodeId>,
+    },
     /// Not applied.
     #[error("partition {partition} takes no more writes at once: {cause}")]
-    Overloaded { partition: PartitionId, cause: String },
+    Overloaded {
+        partition: PartitionId,
+        cause: String,
+    },
     /// Not applied, and never will be.
     #[error("{0}")]
     Invalid(String),
@@ -36,7 +50,10 @@ pub enum WriteError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocalWriteError {
     #[error("no replica of partition {partition} accepted the change: {cause}")]
-    NotAccepted { partition: PartitionId, cause: String },
+    NotAccepted {
+        partition: PartitionId,
+        cause: String,
+    },
     #[error("{0}")]
     Invalid(String),
 }
@@ -62,7 +79,8 @@ impl Router {
         write: Write,
         deadline: Deadline,
     ) -> Result<Applied, WriteError> {
-        self.command(place, PartitionCommand::Write(write), deadline).await
+        self.command(place, PartitionCommand::Write(write), deadline)
+            .await
     }
 
     /// Applies a command that may be applied again without harm, or a write.
@@ -91,7 +109,10 @@ impl Router {
             let target = pursuit.target(self.believed_leader(place.group), &replicas);
             let Some(target) = target else { continue };
             let mut pause = true;
-            match self.attempt(target, place.id, &command, self.attempt_wait(deadline)).await {
+            match self
+                .attempt(target, place.id, &command, self.attempt_wait(deadline))
+                .await
+            {
                 Attempt::Applied(applied) => {
                     self.note_leader(place.group, Some(target));
                     return Ok(applied);
@@ -143,12 +164,21 @@ impl Router {
         let leader = self.believed_leader(place.group);
         if open {
             let waited = self.seams().clock.monotonic().saturating_sub(started);
-            return WriteError::Unknown { partition, waited, cause, leader };
+            return WriteError::Unknown {
+                partition,
+                waited,
+                cause,
+                leader,
+            };
         }
         match last {
             _ if gone => WriteError::Gone { partition },
             Refusal::Overloaded(_) => WriteError::Overloaded { partition, cause },
-            _ => WriteError::NotApplied { partition, cause, leader },
+            _ => WriteError::NotApplied {
+                partition,
+                cause,
+                leader,
+            },
         }
     }
 
@@ -170,7 +200,13 @@ impl Router {
             wait_millis: wait.as_millis() as u64,
             command: Some(command.into()),
         };
-        match self.inner.remote.propose(target, request, wait).await.map(|answer| answer.answer) {
+        match self
+            .inner
+            .remote
+            .propose(target, request, wait)
+            .await
+            .map(|answer| answer.answer)
+        {
             Ok(Some(propose_response::Answer::Applied(applied))) => match applied.try_into() {
                 Ok(applied) => Attempt::Applied(applied),
                 Err(error) => Attempt::Refused(Refusal::Unknown(format!("its answer: {error}"))),
@@ -199,7 +235,8 @@ impl Router {
             let accepted = if target == self.local() {
                 self.here().accept_local(place.id, write).await
             } else {
-                self.accept_at(target, place.id, write, self.attempt_wait(deadline)).await
+                self.accept_at(target, place.id, write, self.attempt_wait(deadline))
+                    .await
             };
             match accepted {
                 Ok(position) => return Ok(position),
@@ -207,7 +244,10 @@ impl Router {
                 Err(refusal) => cause = format!("node {target}: {refusal}"),
             }
         }
-        Err(LocalWriteError::NotAccepted { partition: place.id, cause })
+        Err(LocalWriteError::NotAccepted {
+            partition: place.id,
+            cause,
+        })
     }
 
     async fn accept_at(
@@ -218,14 +258,17 @@ impl Router {
         wait: Duration,
     ) -> Result<EdgeContext, Refusal> {
         use accept_local_response::Answer;
-        let request = AcceptLocalRequest { partition: partition.0, write: Some(write.into()) };
+        let request = AcceptLocalRequest {
+            partition: partition.0,
+            write: Some(write.into()),
+        };
         let answer = self.inner.remote.accept_local(target, request, wait).await;
         // A change that was kept without an answer is a twin of the next attempt's: it counts once.
         let answer = answer.map_err(|error| Refusal::Stopped(error.to_string()))?;
         match answer.answer {
-            Some(Answer::Position(position)) => {
-                position.try_into().map_err(|error| Refusal::Unknown(format!("its answer: {error}")))
-            }
+            Some(Answer::Position(position)) => position
+                .try_into()
+                .map_err(|error| Refusal::Unknown(format!("its answer: {error}"))),
             Some(Answer::NotServed(refusal)) => Err(refusal.into()),
             None => Err(Refusal::Unknown("its answer is of no known kind".into())),
         }

@@ -8,7 +8,7 @@ use engram_core::storage::Storage;
 use engram_core::types::{GroupId, PartitionId};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::entry::{Entry, enter};
+use super::entry::{Entry, enter, others};
 use super::identity::{ClusterMember, NodeIdentity};
 use super::machines::Machines;
 use super::ports::{Advertised, Ports};
@@ -337,12 +337,17 @@ impl Parts {
         let (plane, consensus) = (|| core.plane.clone(), || core.consensus.clone());
         let addresses = watchers::follow_addresses(plane(), core.peers.clone(), stop());
         seams.spawn("addresses", addresses);
-        let registered =
-            watchers::stay_registered(seams.clone(), plane(), self.description.clone(), stop());
+        let registered = watchers::stay_registered(
+            seams.clone(),
+            plane(),
+            core.peers.clone(),
+            others(&self.config, &self.description),
+            self.description.clone(),
+            stop(),
+        );
         seams.spawn("registration", registered);
-        let local = self.member().node;
         let losses =
-            watchers::count_losses(seams.clone(), consensus(), local, beats.clone(), stop());
+            watchers::count_losses(seams.clone(), plane(), consensus(), beats.clone(), stop());
         seams.spawn("losses", losses);
         seams.spawn("heartbeats", beats.run(stop()));
         let membership = membership.clone();

@@ -31,6 +31,14 @@ pub enum EntryError {
     Storage(#[from] StorageError),
 }
 
+/// The peers to join, without this node itself: one list may serve all nodes of a cluster, and the
+/// node that is alone on its list founds it.
+#[must_use]
+pub fn others(config: &Config, description: &NodeDescription) -> Vec<String> {
+    let other = |target: &&String| **target != description.peer_address;
+    config.join.iter().filter(other).cloned().collect()
+}
+
 /// Durable on return.
 ///
 /// # Errors
@@ -47,7 +55,8 @@ pub async fn enter(
     if let Some(member) = identity.member {
         return Ok(Entry { member, map: None });
     }
-    let entry = if config.join.is_empty() {
+    let targets = others(config, description);
+    let entry = if targets.is_empty() {
         let cluster = ClusterId(seams.random_id());
         tracing::info!(%cluster, "founding a cluster");
         Entry {
@@ -59,8 +68,8 @@ pub async fn enter(
             map: None,
         }
     } else {
-        tracing::info!(peers = ?config.join, "joining a cluster");
-        let joined = join(seams, peers, &config.join, description).await?;
+        tracing::info!(peers = ?targets, "joining a cluster");
+        let joined = join(seams, peers, &targets, description).await?;
         let member = ClusterMember {
             cluster: joined.cluster,
             node: joined.node,

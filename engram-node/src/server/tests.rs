@@ -6,6 +6,11 @@ use engram_core::storage::RocksOptions;
 use engram_core::types::GroupId;
 
 use super::*;
+use engram_proto::v1;
+use engram_proto::v1::memories_client::MemoriesClient;
+use engram_proto::v1::spaces_client::SpacesClient;
+use tonic::transport::{Channel, Endpoint};
+
 use crate::config::StartArgs;
 use crate::control::{ControlCommand, ControlOutcome};
 use crate::seams::os;
@@ -89,6 +94,89 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
     for server in [first, second, third] {
         server.stop().await;
     }
+}
+
+async fn connect(server: &Server) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.addresses().client));
+    endpoint.expect("a valid address").connect().await.expect("it serves")
+}
+
+fn memory(n: u8) -> v1::Memory {
+    v1::Memory {
+        id: format!("memory-{n}"),
+        content: format!("content {n}"),
+        embedding: vec![1.0, f32::from(n), 0.5, 0.25],
+        ..v1::Memory::default()
+    }
+}
+
+async fn remember(server: &Server, n: u8) {
+    let request = v1::RememberRequest {
+        space: "words".into(),
+        memory: Some(memory(n)),
+        ..v1::RememberRequest::default()
+    };
+    let mut client = MemoriesClient::new(connect(server).await);
+    let answer = client.remember(request).await.expect("remembered").into_inner();
+    assert_eq!(answer.id, format!("memory-{n}"));
+}
+
+async fn contents(server: &Server, count: u8) -> Vec<String> {
+    let request = v1::GetRequest {
+        space: "words".into(),
+        ids: (0..count).map(|n| format!("memory-{n}")).collect(),
+        ..v1::GetRequest::default()
+    };
+    let mut client = MemoriesClient::new(connect(server).await);
+    let answer = client.get(request).await.expect("read").into_inner();
+    assert_eq!(answer.missing, [""; 0]);
+    answer.memories.into_iter().map(|memory| memory.content).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_space_outlives_a_node() {
+    let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let first = node(directories[0].path(), &[]).await;
+    let join = [first.addresses().peer.clone()];
+    let second = node(directories[1].path(), &join).await;
+    let third = node(directories[2].path(), &join).await;
+    for server in [&first, &second, &third] {
+        assert!(server.plane().wait_for(PATIENCE, |map| map.nodes.len() == 3).await);
+    }
+    let request = v1::CreateSpaceRequest {
+        name: "words".into(),
+        dimension: 4,
+        partitions: 3,
+        replicas: 3,
+        ..v1::CreateSpaceRequest::default()
+    };
+    let mut spaces = SpacesClient::new(connect(&second).await);
+    let space = spaces.create_space(request.clone()).await.expect("created").into_inner();
+    assert_eq!((space.partitions, space.replicas), (3, 3));
+    let again = spaces.create_space(request).await.expect_err("it exists");
+    assert_eq!(again.code(), tonic::Code::AlreadyExists);
+
+    for n in 0..9 {
+        remember(&second, n).await;
+    }
+    let wanted: Vec<String> = (0..9).map(|n| format!("content {n}")).collect();
+    assert_eq!(contents(&third, 9).await, wanted);
+
+    // Dropped, not stopped: as in a crash.
+    drop(first);
+    for n in 9..12 {
+        remember(&third, n).await;
+    }
+    let wanted: Vec<String> = (0..12).map(|n| format!("content {n}")).collect();
+    assert_eq!(contents(&second, 12).await, wanted);
+
+    let mut spaces = SpacesClient::new(connect(&third).await);
+    spaces.drop_space(v1::DropSpaceRequest { name: "words".into() }).await.expect("dropped");
+    let seams = os::seams(RocksOptions::default());
+    let gone = || second.consensus().groups() == [GroupId::CONTROL];
+    until(&seams, "the groups are removed", gone).await;
+    second.stop().await;
+    third.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 //! Small tasks that keep a running node in step: addresses of the others, its own entry on the map,
 //! lost leaderships, and what the HTTP port and the health service report.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::consensus::Consensus;
+use crate::control::join::refresh;
 use crate::control::{ControlCommand, ControlPlane, NodeDescription, NodeRecord};
 use crate::http::Health;
 use crate::liveness::{BEAT_PERIOD, Heartbeats};
@@ -41,10 +42,13 @@ pub async fn follow_addresses(plane: ControlPlane, peers: Peers, stop: Cancellat
     }
 }
 
-/// Sees to it that the map says of this node what is true now.
+/// Sees to it that the map says of this node what is true now. `targets` are asked when the control
+/// plane is not where it was.
 pub async fn stay_registered(
     seams: Seams,
     plane: ControlPlane,
+    peers: Peers,
+    targets: Vec<String>,
     description: NodeDescription,
     stop: CancellationToken,
 ) {
@@ -64,7 +68,10 @@ pub async fn stay_registered(
                 return;
             }
             Ok(Err(refusal)) => tracing::error!(%refusal, "the control plane refuses this node"),
-            Err(error) => tracing::debug!(%error, "addresses are not registered yet"),
+            Err(error) => {
+                tracing::debug!(%error, "addresses are not registered yet");
+                refresh(&seams, &peers, &targets, &description, plane.cluster()).await;
+            }
         }
         seams.clock.sleep(REGISTER_PAUSE).await;
     }
@@ -82,29 +89,26 @@ fn is_registered(plane: &ControlPlane, description: &NodeDescription) -> bool {
     plane.map().nodes.get(&plane.local()).map(said).as_ref() == Some(description)
 }
 
-/// Tells the heartbeats of every leadership and replica that this node loses, until `stop`.
+/// Tells the heartbeats of every leadership and replica that this node loses, and the log of every
+/// leadership that comes or goes, until `stop`.
 pub async fn count_losses(
     seams: Seams,
+    plane: ControlPlane,
     consensus: Consensus,
-    local: NodeId,
     beats: Heartbeats,
     stop: CancellationToken,
 ) {
-    let mut held: BTreeSet<GroupId> = BTreeSet::new();
+    let mut held: BTreeMap<GroupId, u64> = BTreeMap::new();
     loop {
-        let stopped: BTreeSet<GroupId> = consensus
-            .stopped()
-            .into_iter()
-            .map(|(group, _)| group)
-            .collect();
-        let leads = |group: &GroupId| consensus.leadership(*group).leader == Some(local);
-        let now: BTreeSet<GroupId> = consensus
-            .groups()
-            .into_iter()
-            .filter(|group| leads(group) && !stopped.contains(group))
-            .collect();
-        for _ in held.difference(&now) {
+        let now = led(&consensus, plane.local());
+        for (group, epoch) in &now {
+            if held.get(group) != Some(epoch) {
+                log_leadership(&plane, *group, *epoch, "primary here");
+            }
+        }
+        for (group, epoch) in held.iter().filter(|(group, _)| !now.contains_key(group)) {
             beats.count_lost_replica();
+            log_leadership(&plane, *group, *epoch, "no longer primary here");
         }
         held = now;
         tokio::select! {
@@ -112,6 +116,28 @@ pub async fn count_losses(
             () = stop.cancelled() => return,
             () = seams.clock.sleep(BEAT_PERIOD) => {}
         }
+    }
+}
+
+/// The groups that `local` leads, with their terms; those that have stopped lead nothing.
+fn led(consensus: &Consensus, local: NodeId) -> BTreeMap<GroupId, u64> {
+    let stopped: BTreeSet<GroupId> =
+        consensus.stopped().into_iter().map(|(group, _)| group).collect();
+    let running = consensus.groups().into_iter().filter(|group| !stopped.contains(group));
+    running
+        .map(|group| (group, consensus.leadership(group)))
+        .filter(|(_, leadership)| leadership.leader == Some(local))
+        .map(|(group, leadership)| (group, leadership.epoch))
+        .collect()
+}
+
+fn log_leadership(plane: &ControlPlane, group: GroupId, epoch: u64, what: &'static str) {
+    if group == GroupId::CONTROL {
+        tracing::info!(epoch, "control plane: {what}");
+    }
+    for (space, partition) in plane.map().partitions_of(group) {
+        let (space, partition) = (space.config.name.as_str(), partition.id.0);
+        tracing::info!(space, partition, epoch, "{what}");
     }
 }
 

@@ -29,6 +29,8 @@ const COUNTERS_PER_IDENTITY: u64 = 512;
 /// A call that was let in.
 pub struct Admitted {
     pub deadline: Deadline,
+    /// When it came, in the node's monotonic time.
+    at: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -38,13 +40,40 @@ impl Services {
     pub fn admit<T>(&self, request: &Request<T>) -> Result<Admitted, Failure> {
         let wait = wait_of(request);
         let permit = std::sync::Arc::clone(&self.inner.requests).try_acquire_owned();
-        let permit = permit
-            .map_err(|_| Failure::Busy { what: "requests", limit: REQUESTS_IN_FLIGHT_MAX })?;
-        Ok(Admitted { deadline: self.router().deadline(wait), _permit: permit })
+        let permit = permit.map_err(|_| {
+            metrics::counter!("engram_requests_refused_total").increment(1);
+            Failure::Busy {
+                what: "requests",
+                limit: REQUESTS_IN_FLIGHT_MAX,
+            }
+        })?;
+        let at = self.router().seams().clock.monotonic();
+        Ok(Admitted {
+            deadline: self.router().deadline(wait),
+            at,
+            _permit: permit,
+        })
     }
 
-    pub(super) fn answer<T>(&self, result: Result<T, Failure>) -> Result<Response<T>, Status> {
-        result.map(Response::new).map_err(|failure| self.status(&failure))
+    /// The end of a call, counted and timed.
+    pub(super) fn answer<T>(
+        &self,
+        method: &'static str,
+        admitted: &Admitted,
+        result: Result<T, Failure>,
+    ) -> Result<Response<T>, Status> {
+        let took = self
+            .router()
+            .seams()
+            .clock
+            .monotonic()
+            .saturating_sub(admitted.at);
+        let code = result.as_ref().err().map_or("OK", status::code);
+        metrics::counter!("engram_requests_total", "method" => method, "code" => code).increment(1);
+        metrics::histogram!("engram_request_seconds", "method" => method).record(took);
+        result
+            .map(Response::new)
+            .map_err(|failure| self.status(&failure))
     }
 
     pub(super) fn status(&self, failure: &Failure) -> Status {
@@ -63,12 +92,14 @@ impl Services {
         let mut map = self.router().watch_map();
         let wait = deadline.left(seams).min(SPACE_WAIT);
         let found = map.wait_for(|map| map.space(name).is_some());
-        if let Ok(Ok(map)) = seams.timeout(wait, found).await {
-            if let Some(space) = map.space(name) {
-                return Ok(space.clone());
-            }
+        if let Ok(Ok(map)) = seams.timeout(wait, found).await
+            && let Some(space) = map.space(name)
+        {
+            return Ok(space.clone());
         }
-        Err(Failure::UnknownSpace { name: name.to_owned() })
+        Err(Failure::UnknownSpace {
+            name: name.to_owned(),
+        })
     }
 
     /// Who asks: the client, or this server in the name of one that cannot repeat its call.
@@ -87,8 +118,12 @@ impl Services {
 /// How long a call may take: its `grpc-timeout`, less what the answer needs to get back.
 fn wait_of<T>(request: &Request<T>) -> Duration {
     let header = request.metadata().get("grpc-timeout");
-    let given = header.and_then(|value| value.to_str().ok()).and_then(parse_timeout);
-    let wait = given.map_or(WAIT_DEFAULT, |wait| wait.saturating_sub(RETURN_TRIP.min(wait / 10)));
+    let given = header
+        .and_then(|value| value.to_str().ok())
+        .and_then(parse_timeout);
+    let wait = given.map_or(WAIT_DEFAULT, |wait| {
+        wait.saturating_sub(RETURN_TRIP.min(wait / 10))
+    });
     wait.min(WAIT_MAX)
 }
 
@@ -121,10 +156,15 @@ impl OwnRequests {
     fn next(&self, seams: &Seams) -> Requester {
         let mut current = self.current.lock();
         let next = match *current {
-            Some(last) if last.counter < COUNTERS_PER_IDENTITY => {
-                Requester { counter: last.counter + 1, ..last }
-            }
-            _ => Requester { client: new_client(seams), counter: 1, retried: false },
+            Some(last) if last.counter < COUNTERS_PER_IDENTITY => Requester {
+                counter: last.counter + 1,
+                ..last
+            },
+            _ => Requester {
+                client: new_client(seams),
+                counter: 1,
+                retried: false,
+            },
         };
         *current = Some(next);
         next
@@ -136,7 +176,11 @@ fn new_client(seams: &Seams) -> ClientId {
     let mut random = [0; 10];
     seams.entropy.fill(&mut random);
     let millis = seams.clock.wall_millis();
-    ClientId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().into_bytes())
+    ClientId(
+        uuid::Builder::from_unix_timestamp_millis(millis, &random)
+            .into_uuid()
+            .into_bytes(),
+    )
 }
 
 #[cfg(test)]
@@ -147,7 +191,10 @@ mod tests {
     fn timeouts_are_read_as_grpc_writes_them() {
         assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
         assert_eq!(parse_timeout("7S"), Some(Duration::from_secs(7)));
-        assert_eq!(parse_timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(
+            parse_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3_600))
+        );
         for bad in ["", "m", "1", "-1S", "123456789S", "1x", "1.5S", "é"] {
             assert_eq!(parse_timeout(bad), None, "{bad:?}");
         }
@@ -157,9 +204,13 @@ mod tests {
     fn a_call_has_a_deadline_whatever_it_says() {
         let mut request = Request::new(());
         assert_eq!(wait_of(&request), WAIT_DEFAULT);
-        request.metadata_mut().insert("grpc-timeout", "9H".parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", "9H".parse().unwrap());
         assert_eq!(wait_of(&request), WAIT_MAX);
-        request.metadata_mut().insert("grpc-timeout", "1S".parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", "1S".parse().unwrap());
         assert_eq!(wait_of(&request), Duration::from_millis(950));
     }
 }

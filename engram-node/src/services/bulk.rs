@@ -51,7 +51,10 @@ struct Sorted {
 impl Services {
     /// Acknowledgements come in the order of the batches. The first failure ends the stream; what
     /// was not acknowledged can be sent again under the same request ids.
-    pub(super) fn import_stream(&self, batches: Streaming<v1::ImportBatch>) -> Answers<v1::ImportAck> {
+    pub(super) fn import_stream(
+        &self,
+        batches: Streaming<v1::ImportBatch>,
+    ) -> Answers<v1::ImportAck> {
         let services = self.clone();
         let acks = batches
             .map(move |batch| {
@@ -74,7 +77,10 @@ impl Services {
         let mut sorted = sort(&space, requester, batch.memories, batch.edges);
         let parts = std::mem::take(&mut sorted.by_place).into_values();
         let parts = parts.map(|(place, ops)| self.import_part(requester, place, ops, deadline));
-        let mut ack = v1::ImportAck { counter: requester.counter, ..Default::default() };
+        let mut ack = v1::ImportAck {
+            counter: requester.counter,
+            ..Default::default()
+        };
         for (index, outcome) in try_join_all(parts).await?.into_iter().flatten() {
             match outcome {
                 OpOutcome::Rejected(rejection) => {
@@ -84,7 +90,9 @@ impl Services {
                 _ => ack.edges += 1,
             }
         }
-        sorted.rejected.sort_by_key(|reject| (reject.edge, reject.position));
+        sorted
+            .rejected
+            .sort_by_key(|reject| (reject.edge, reject.position));
         ack.rejected = sorted.rejected;
         Ok(ack)
     }
@@ -137,19 +145,38 @@ impl Services {
         flags: ExportQuery,
         cursor: Option<(usize, bytes::Bytes)>,
     ) -> Result<Option<(v1::ExportBatch, Option<(usize, bytes::Bytes)>)>, Failure> {
-        let Some((position, after)) = cursor else { return Ok(None) };
-        let Some(place) = space.partitions.get(position) else { return Ok(None) };
+        let Some((position, after)) = cursor else {
+            return Ok(None);
+        };
+        let Some(place) = space.partitions.get(position) else {
+            return Ok(None);
+        };
         let deadline = self.router().deadline(BATCH_WAIT);
-        let reading = Reading { space, freshness: &Freshness::Linearizable, deadline };
+        let reading = Reading {
+            space,
+            freshness: &Freshness::Linearizable,
+            deadline,
+        };
         let query = ExportQuery { after, ..flags };
         let (_, read) = self.ask(&reading, *place, Query::Export(query)).await?;
-        let Answer::Export(ExportAnswer { memories, mut edges, next }) = read.answer else {
+        let Answer::Export(ExportAnswer {
+            memories,
+            mut edges,
+            next,
+        }) = read.answer
+        else {
             return Err(unfit("an export"));
         };
         let targets = edges.iter().map(|edge| edge.to.clone());
-        let there = self.existing(&reading, targets, &mut Positions::default()).await?;
+        let there = self
+            .existing(&reading, targets, &mut Positions::default())
+            .await?;
         edges.retain(|edge| there.contains(&edge.to));
-        let next = if next.is_empty() { (position + 1, next) } else { (position, next) };
+        let next = if next.is_empty() {
+            (position + 1, next)
+        } else {
+            (position, next)
+        };
         Ok(Some((v1::ExportBatch { memories, edges }, Some(next))))
     }
 }
@@ -180,7 +207,10 @@ impl Sorted {
         match op {
             Ok(op) => {
                 let place = home_of(space, &op);
-                let ops = self.by_place.entry(place.id).or_insert_with(|| (place, Vec::new()));
+                let ops = self
+                    .by_place
+                    .entry(place.id)
+                    .or_insert_with(|| (place, Vec::new()));
                 ops.1.push((index, op));
             }
             Err(error) => self.reject(index, &Failure::Input(error)),
@@ -196,7 +226,10 @@ fn sort(
     memories: Vec<v1::Memory>,
     edges: Vec<v1::ImportEdge>,
 ) -> Sorted {
-    let mut sorted = Sorted { memories: memories.len() as u32, ..Sorted::default() };
+    let mut sorted = Sorted {
+        memories: memories.len() as u32,
+        ..Sorted::default()
+    };
     let mut index = 0;
     for memory in memories {
         let request = requester.request_id(index);
@@ -212,8 +245,18 @@ fn sort(
 }
 
 fn import_edge(edge: v1::ImportEdge) -> Result<Associate, InputError> {
-    let v1::ImportEdge { from, to, relation, weight, confidence } = edge;
-    input::associate(Some(&v1::EdgeRef { from, to, relation }), weight, confidence)
+    let v1::ImportEdge {
+        from,
+        to,
+        relation,
+        weight,
+        confidence,
+    } = edge;
+    input::associate(
+        Some(&v1::EdgeRef { from, to, relation }),
+        weight,
+        confidence,
+    )
 }
 
 /// Parts that each fit one log entry, in order. The cut depends on the operations alone.
@@ -243,7 +286,10 @@ fn estimated_bytes(op: &Op) -> usize {
     const FIXED: usize = 64;
     match op {
         Op::Remember(remember) => {
-            let embedding = remember.embedding.as_ref().map_or(0, |row| row.components().len() * 4);
+            let embedding = remember
+                .embedding
+                .as_ref()
+                .map_or(0, |row| row.components().len() * 4);
             let labels: usize = remember.labels.iter().map(|label| label.len() + 4).sum();
             FIXED + remember.id.as_str().len() + remember.content.len() + embedding + labels
         }
@@ -275,47 +321,89 @@ mod tests {
             group: GroupId(n as u64 + 1),
             slots,
         };
-        let partitions = SlotRange::split_evenly(parts).into_iter().enumerate().map(place);
-        SpaceRecord { config, replicas: 1, partitions: partitions.collect() }
+        let partitions = SlotRange::split_evenly(parts)
+            .into_iter()
+            .enumerate()
+            .map(place);
+        SpaceRecord {
+            config,
+            replicas: 1,
+            partitions: partitions.collect(),
+        }
     }
 
     fn memory(id: &str, embedding: Vec<f32>) -> v1::Memory {
-        v1::Memory { id: id.into(), embedding, ..Default::default() }
+        v1::Memory {
+            id: id.into(),
+            embedding,
+            ..Default::default()
+        }
     }
 
     fn edge(from: &str, relation: &str) -> v1::ImportEdge {
         let (from, to, relation) = (from.into(), "b".into(), relation.into());
-        v1::ImportEdge { from, to, relation, weight: None, confidence: None }
+        v1::ImportEdge {
+            from,
+            to,
+            relation,
+            weight: None,
+            confidence: None,
+        }
     }
 
     fn requester() -> Requester {
-        Requester { client: ClientId([1; 16]), counter: 5, retried: false }
+        Requester {
+            client: ClientId([1; 16]),
+            counter: 5,
+            retried: false,
+        }
     }
 
     #[test]
     fn items_keep_their_index_wherever_they_go() {
-        let memories = vec![memory("a", vec![]), memory("", vec![1.0]), memory("c", vec![])];
+        let memories = vec![
+            memory("a", vec![]),
+            memory("", vec![1.0]),
+            memory("c", vec![]),
+        ];
         let edges = vec![edge("a", ""), edge("a", "r")];
         let mut sorted = sort(&space(4), requester(), memories, edges);
         let mut indexes: Vec<u32> = Vec::new();
         for (place, ops) in sorted.by_place.values() {
-            assert!(ops.iter().all(|(_, op)| home_of(&space(4), op).id == place.id));
-            assert!(ops.is_sorted_by_key(|(index, _)| *index), "as the log wants them");
+            assert!(
+                ops.iter()
+                    .all(|(_, op)| home_of(&space(4), op).id == place.id)
+            );
+            assert!(
+                ops.is_sorted_by_key(|(index, _)| *index),
+                "as the log wants them"
+            );
             indexes.extend(ops.iter().map(|(index, _)| *index));
         }
         indexes.sort_unstable();
         assert_eq!(indexes, [0, 2, 4]);
-        sorted.rejected.sort_by_key(|reject| (reject.edge, reject.position));
-        let rejected: Vec<_> =
-            sorted.rejected.iter().map(|r| (r.edge, r.position, r.code.as_str())).collect();
-        assert_eq!(rejected, [(false, 1, "WRONG_DIMENSION"), (true, 0, "INVALID_RELATION")]);
+        sorted
+            .rejected
+            .sort_by_key(|reject| (reject.edge, reject.position));
+        let rejected: Vec<_> = sorted
+            .rejected
+            .iter()
+            .map(|r| (r.edge, r.position, r.code.as_str()))
+            .collect();
+        assert_eq!(
+            rejected,
+            [(false, 1, "WRONG_DIMENSION"), (true, 0, "INVALID_RELATION")]
+        );
     }
 
     #[test]
     fn large_parts_are_cut_in_order() {
         let content = "x".repeat(COMMAND_BYTES_TARGET / 3);
         let memories: Vec<v1::Memory> = (0..7)
-            .map(|n| v1::Memory { content: content.clone(), ..memory(&n.to_string(), vec![]) })
+            .map(|n| v1::Memory {
+                content: content.clone(),
+                ..memory(&n.to_string(), vec![])
+            })
             .collect();
         let mut sorted = sort(&space(1), requester(), memories, Vec::new());
         let (_, (_, ops)) = sorted.by_place.pop_first().unwrap();

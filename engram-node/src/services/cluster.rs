@@ -19,9 +19,17 @@ impl Services {
         let map = self.router().map();
         let places: Vec<(&SpaceRecord, PartitionRecord)> = map.partitions().collect();
         let partitions = self.survey(&places, deadline).await;
-        let headless = partitions.iter().filter(|partition| partition.primary == 0).count();
+        let headless = partitions
+            .iter()
+            .filter(|partition| partition.primary == 0)
+            .count();
         Ok(v1::StatusResponse {
-            cluster_id: map.cluster.0.iter().map(|byte| format!("{byte:02x}")).collect(),
+            cluster_id: map
+                .cluster
+                .0
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
             node: self.router().local().0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             control_leader: self.inner.controls.leader().map_or(0, |node| node.0),
@@ -46,7 +54,9 @@ impl Services {
             *primaries.entry(partition.primary).or_default() += 1;
         }
         let nodes = map.nodes.values().map(|node| {
-            let held = places.iter().filter(|(_, place)| map.replicas(place.group).contains(&node.id));
+            let held = places
+                .iter()
+                .filter(|(_, place)| map.replicas(place.group).contains(&node.id));
             v1::Node {
                 id: node.id.0,
                 client_address: node.client_address.clone(),
@@ -59,7 +69,9 @@ impl Services {
                 version: node.version.clone(),
             }
         });
-        Ok(v1::ListNodesResponse { nodes: nodes.collect() })
+        Ok(v1::ListNodesResponse {
+            nodes: nodes.collect(),
+        })
     }
 
     pub(super) async fn list_partitions(
@@ -69,13 +81,19 @@ impl Services {
     ) -> Result<v1::ListPartitionsResponse, Failure> {
         if !request.space.is_empty() {
             let space = self.space(&request.space, deadline).await?;
-            let places: Vec<_> = space.partitions.iter().map(|place| (&space, *place)).collect();
+            let places: Vec<_> = space
+                .partitions
+                .iter()
+                .map(|place| (&space, *place))
+                .collect();
             let partitions = self.survey(&places, deadline).await;
             return Ok(v1::ListPartitionsResponse { partitions });
         }
         let map = self.router().map();
         let places: Vec<_> = map.partitions().collect();
-        Ok(v1::ListPartitionsResponse { partitions: self.survey(&places, deadline).await })
+        Ok(v1::ListPartitionsResponse {
+            partitions: self.survey(&places, deadline).await,
+        })
     }
 }
 

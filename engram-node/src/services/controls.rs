@@ -40,11 +40,13 @@ impl Controls for ControlPlane {
         command: ControlCommand,
         wait: Duration,
     ) -> Result<ControlReply, ControlFailure> {
-        Self::execute(self, command, wait).await.map_err(|error| ControlFailure {
-            unknown: matches!(error, ControlError::Unknown { .. }),
-            leader: Self::leader(self),
-            reason: error.to_string(),
-        })
+        Self::execute(self, command, wait)
+            .await
+            .map_err(|error| ControlFailure {
+                unknown: matches!(error, ControlError::Unknown { .. }),
+                leader: Self::leader(self),
+                reason: error.to_string(),
+            })
     }
 
     fn leader(&self) -> Option<NodeId> {

@@ -33,9 +33,23 @@ impl Services {
     ) -> Result<v1::EdgeChangeResponse, Failure> {
         let edge = request.edge.as_ref();
         let op = input::associate(edge, request.weight, request.confidence)?;
-        let v1::AssociateRequest { space, request, durability, .. } = request;
+        let v1::AssociateRequest {
+            space,
+            request,
+            durability,
+            ..
+        } = request;
         let op = Op::Associate(op);
-        self.change_edge(EdgeCall { space, request, op, durability }, deadline).await
+        self.change_edge(
+            EdgeCall {
+                space,
+                request,
+                op,
+                durability,
+            },
+            deadline,
+        )
+        .await
     }
 
     /// A contribution of weight 1.
@@ -45,9 +59,23 @@ impl Services {
         deadline: Deadline,
     ) -> Result<v1::EdgeChangeResponse, Failure> {
         let op = input::associate(request.edge.as_ref(), None, request.confidence)?;
-        let v1::StrengthenRequest { space, request, durability, .. } = request;
+        let v1::StrengthenRequest {
+            space,
+            request,
+            durability,
+            ..
+        } = request;
         let op = Op::Associate(op);
-        self.change_edge(EdgeCall { space, request, op, durability }, deadline).await
+        self.change_edge(
+            EdgeCall {
+                space,
+                request,
+                op,
+                durability,
+            },
+            deadline,
+        )
+        .await
     }
 
     pub(super) async fn dissociate(
@@ -56,8 +84,22 @@ impl Services {
         deadline: Deadline,
     ) -> Result<v1::EdgeChangeResponse, Failure> {
         let op = Op::Dissociate(input::dissociate(request.edge.as_ref())?);
-        let v1::DissociateRequest { space, request, durability, .. } = request;
-        self.change_edge(EdgeCall { space, request, op, durability }, deadline).await
+        let v1::DissociateRequest {
+            space,
+            request,
+            durability,
+            ..
+        } = request;
+        self.change_edge(
+            EdgeCall {
+                space,
+                request,
+                op,
+                durability,
+            },
+            deadline,
+        )
+        .await
     }
 
     async fn change_edge(
@@ -108,13 +150,19 @@ impl Services {
             }
             Err(error) => error,
         };
-        if !matches!(error, WriteError::NotApplied { .. } | WriteError::Unknown { .. }) {
+        if !matches!(
+            error,
+            WriteError::NotApplied { .. } | WriteError::Unknown { .. }
+        ) {
             return Err(error.into());
         }
         write.retried |= matches!(error, WriteError::Unknown { .. });
         match self.router().write_local(place, &write, deadline).await {
             Ok(position) => Ok(accepted_locally(place, &position)),
-            Err(local) => Err(Failure::NowhereAccepted { majority: error, local }),
+            Err(local) => Err(Failure::NowhereAccepted {
+                majority: error,
+                local,
+            }),
         }
     }
 }

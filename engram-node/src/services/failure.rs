@@ -4,9 +4,7 @@
 use engram_core::command::Rejection;
 use engram_core::filter::FilterError;
 use engram_core::spread::SpreadParametersError;
-use engram_core::types::{
-    EmbeddingError, MemoryError, MemoryIdError, OutOfUnit, SpaceConfigError,
-};
+use engram_core::types::{EmbeddingError, MemoryError, MemoryIdError, OutOfUnit, SpaceConfigError};
 use engram_proto::convert::DecodeError;
 
 use super::controls::ControlFailure;
@@ -28,7 +26,10 @@ pub enum Failure {
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("neither a majority nor a single replica took the change: {majority}; {local}")]
-    NowhereAccepted { majority: WriteError, local: LocalWriteError },
+    NowhereAccepted {
+        majority: WriteError,
+        local: LocalWriteError,
+    },
     #[error(transparent)]
     LocalWrite(#[from] LocalWriteError),
     #[error(transparent)]
@@ -56,7 +57,10 @@ pub enum Failure {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum InputError {
     #[error("{what}: {why}")]
-    MemoryId { what: &'static str, why: MemoryIdError },
+    MemoryId {
+        what: &'static str,
+        why: MemoryIdError,
+    },
     #[error("relation {0:?}: 1 to 128 bytes are allowed")]
     Relation(String),
     #[error("{what}: {why}")]
@@ -70,7 +74,12 @@ pub enum InputError {
     #[error("{0} is missing")]
     Missing(&'static str),
     #[error("{what}: {actual} {unit}, at most {max} are allowed")]
-    TooMany { what: &'static str, actual: usize, max: usize, unit: &'static str },
+    TooMany {
+        what: &'static str,
+        actual: usize,
+        max: usize,
+        unit: &'static str,
+    },
     #[error("the filter cannot be read: {0}")]
     Filter(#[from] FilterError),
     #[error(transparent)]
@@ -78,11 +87,14 @@ pub enum InputError {
     #[error(transparent)]
     Spread(#[from] SpreadParametersError),
     #[error("{what} is {actual}, allowed are {min} to {max}")]
-    OutOfRange { what: &'static str, actual: f64, min: f64, max: f64 },
+    OutOfRange {
+        what: &'static str,
+        actual: f64,
+        min: f64,
+        max: f64,
+    },
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    #[error("the stream turned to another space; open one stream per space")]
-    SpaceChanged,
 }
 
 /// Why a spread has no answer.

@@ -29,25 +29,39 @@ pub struct Requester {
 impl Requester {
     #[must_use]
     pub fn request_id(self, index: u32) -> RequestId {
-        RequestId { client: self.client, counter: self.counter, index }
+        RequestId {
+            client: self.client,
+            counter: self.counter,
+            index,
+        }
     }
 
     /// From a client's request id.
     pub fn from_client(id: &v1::RequestId, now_millis: u64) -> Result<Self, InputError> {
-        let bytes: [u8; 16] = id.client.as_ref().try_into().map_err(|_| {
-            InputError::RequestId("the client must be a UUIDv7 of 16 bytes")
-        })?;
+        let bytes: [u8; 16] = id
+            .client
+            .as_ref()
+            .try_into()
+            .map_err(|_| InputError::RequestId("the client must be a UUIDv7 of 16 bytes"))?;
         if uuid::Uuid::from_bytes(bytes).get_version_num() != 7 {
             return Err(InputError::RequestId("the client must be a UUIDv7"));
         }
-        let made = bytes[..6].iter().fold(0, |millis, byte| millis << 8 | u64::from(*byte));
+        let made = bytes[..6]
+            .iter()
+            .fold(0, |millis, byte| millis << 8 | u64::from(*byte));
         if made > now_millis.saturating_add(CLIENT_AHEAD_MAX_MILLIS) {
-            return Err(InputError::RequestId("the client's UUIDv7 is of a time in the future"));
+            return Err(InputError::RequestId(
+                "the client's UUIDv7 is of a time in the future",
+            ));
         }
         if id.counter == 0 {
             return Err(InputError::RequestId("the counter begins at 1"));
         }
-        Ok(Self { client: ClientId(bytes), counter: id.counter, retried: id.retried })
+        Ok(Self {
+            client: ClientId(bytes),
+            counter: id.counter,
+            retried: id.retried,
+        })
     }
 }
 
@@ -64,13 +78,11 @@ pub fn unit(what: &'static str, value: Option<f64>) -> Result<Unit, InputError> 
     unit_or(what, value, Unit::ONE)
 }
 
-pub fn unit_or(
-    what: &'static str,
-    value: Option<f64>,
-    absent: Unit,
-) -> Result<Unit, InputError> {
-    let given = value.map(|value| Unit::from_f64(value)).transpose();
-    Ok(given.map_err(|why| InputError::Unit { what, why })?.unwrap_or(absent))
+pub fn unit_or(what: &'static str, value: Option<f64>, absent: Unit) -> Result<Unit, InputError> {
+    let given = value.map(Unit::from_f64).transpose();
+    Ok(given
+        .map_err(|why| InputError::Unit { what, why })?
+        .unwrap_or(absent))
 }
 
 pub fn at_most(
@@ -79,7 +91,16 @@ pub fn at_most(
     actual: usize,
     max: usize,
 ) -> Result<(), InputError> {
-    if actual <= max { Ok(()) } else { Err(InputError::TooMany { what, actual, max, unit }) }
+    if actual <= max {
+        Ok(())
+    } else {
+        Err(InputError::TooMany {
+            what,
+            actual,
+            max,
+            unit,
+        })
+    }
 }
 
 /// 0 expects that there is none.
@@ -109,16 +130,28 @@ pub fn remember(
     edges: &[v1::OutEdge],
     expected: Expected,
 ) -> Result<Remember, InputError> {
-    let id = if memory.id.is_empty() { request.derived_memory_id() } else { memory.id };
+    let id = if memory.id.is_empty() {
+        request.derived_memory_id()
+    } else {
+        memory.id
+    };
     let id = memory_id("the memory's id", &id)?;
     at_most("labels", "labels", memory.labels.len(), limits::LABELS_MAX)?;
-    at_most("edges", "edges", edges.len(), limits::EDGES_PER_REMEMBER_MAX)?;
+    at_most(
+        "edges",
+        "edges",
+        edges.len(),
+        limits::EDGES_PER_REMEMBER_MAX,
+    )?;
     let labels: BTreeSet<String> = memory.labels.into_iter().collect();
     let property = |(key, value): (String, v1::PropertyValue)| {
         Ok::<_, InputError>((key, PropertyValue::try_from(value)?))
     };
-    let properties: BTreeMap<String, PropertyValue> =
-        memory.properties.into_iter().map(property).collect::<Result<_, _>>()?;
+    let properties: BTreeMap<String, PropertyValue> = memory
+        .properties
+        .into_iter()
+        .map(property)
+        .collect::<Result<_, _>>()?;
     check_parts(&memory.content, &labels, &properties)?;
     let embedding = match memory.embedding.is_empty() {
         true => None,
@@ -166,13 +199,22 @@ pub fn associate(
 /// A removal; its context is filled in where it is proposed or accepted.
 pub fn dissociate(edge: Option<&v1::EdgeRef>) -> Result<Dissociate, InputError> {
     let (from, to, relation) = edge_ref(edge)?;
-    Ok(Dissociate { from, to, relation, context: EdgeContext::default() })
+    Ok(Dissociate {
+        from,
+        to,
+        relation,
+        context: EdgeContext::default(),
+    })
 }
 
 fn edge_ref(edge: Option<&v1::EdgeRef>) -> Result<(MemoryId, MemoryId, Relation), InputError> {
     let edge = edge.ok_or(InputError::Missing("the edge"))?;
     let from = memory_id("the edge's source", &edge.from)?;
-    Ok((from, memory_id("the edge's target", &edge.to)?, relation(&edge.relation)?))
+    Ok((
+        from,
+        memory_id("the edge's target", &edge.to)?,
+        relation(&edge.relation)?,
+    ))
 }
 
 /// A forgetting; its context is filled in where it is proposed.
@@ -224,7 +266,11 @@ mod tests {
     }
 
     fn requester(client: Vec<u8>, counter: u64) -> Result<Requester, InputError> {
-        let id = v1::RequestId { client: client.into(), counter, retried: false };
+        let id = v1::RequestId {
+            client: client.into(),
+            counter,
+            retried: false,
+        };
         Requester::from_client(&id, NOW)
     }
 
@@ -234,7 +280,11 @@ mod tests {
     }
 
     fn memory() -> v1::Memory {
-        v1::Memory { id: "a".into(), embedding: vec![1.0, 0.0], ..Default::default() }
+        v1::Memory {
+            id: "a".into(),
+            embedding: vec![1.0, 0.0],
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -248,7 +298,10 @@ mod tests {
 
     #[test]
     fn a_memory_without_an_id_gets_that_of_its_request() {
-        let nameless = || v1::Memory { id: String::new(), ..memory() };
+        let nameless = || v1::Memory {
+            id: String::new(),
+            ..memory()
+        };
         let one = check(nameless(), &[]).unwrap();
         assert_eq!(one.id, check(nameless(), &[]).unwrap().id);
         assert!(one.id.as_str().ends_with("-3-0"), "{}", one.id);
@@ -258,47 +311,96 @@ mod tests {
     fn unusable_embeddings_are_refused() {
         let with = |embedding: Vec<f32>, model: &str| {
             let embedding_model = model.to_owned();
-            check(v1::Memory { embedding, embedding_model, ..memory() }, &[]).unwrap_err()
+            check(
+                v1::Memory {
+                    embedding,
+                    embedding_model,
+                    ..memory()
+                },
+                &[],
+            )
+            .unwrap_err()
         };
-        let wrong = |error| matches!(error, InputError::Embedding(EmbeddingError::WrongDimension { .. }));
+        let wrong = |error| {
+            matches!(
+                error,
+                InputError::Embedding(EmbeddingError::WrongDimension { .. })
+            )
+        };
         assert!(wrong(with(vec![1.0], "")));
         let infinite = with(vec![1.0, f32::INFINITY], "m1");
-        assert!(matches!(infinite, InputError::Embedding(EmbeddingError::NotFinite { .. })));
-        assert_eq!(with(vec![0.0, 0.0], "m1"), InputError::Embedding(EmbeddingError::ZeroVector));
+        assert!(matches!(
+            infinite,
+            InputError::Embedding(EmbeddingError::NotFinite { .. })
+        ));
+        assert_eq!(
+            with(vec![0.0, 0.0], "m1"),
+            InputError::Embedding(EmbeddingError::ZeroVector)
+        );
         let model = with(vec![1.0, 0.0], "m2");
-        assert!(matches!(model, InputError::Embedding(EmbeddingError::WrongModel { .. })));
+        assert!(matches!(
+            model,
+            InputError::Embedding(EmbeddingError::WrongModel { .. })
+        ));
     }
 
     #[test]
     fn numbers_outside_the_unit_interval_are_refused() {
         for bad in [-0.1, 1.1, f64::NAN] {
-            let confident = v1::Memory { confidence: Some(bad), ..memory() };
-            assert!(matches!(check(confident, &[]), Err(InputError::Unit { .. })), "{bad}");
+            let confident = v1::Memory {
+                confidence: Some(bad),
+                ..memory()
+            };
+            assert!(
+                matches!(check(confident, &[]), Err(InputError::Unit { .. })),
+                "{bad}"
+            );
             let edge = v1::OutEdge {
                 to: "b".into(),
                 relation: "r".into(),
                 weight: Some(bad),
                 confidence: None,
             };
-            assert!(matches!(check(memory(), &[edge]), Err(InputError::Unit { .. })), "{bad}");
+            assert!(
+                matches!(check(memory(), &[edge]), Err(InputError::Unit { .. })),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn ids_and_relations_are_bounded() {
-        let long = v1::Memory { id: "x".repeat(513), ..memory() };
+        let long = v1::Memory {
+            id: "x".repeat(513),
+            ..memory()
+        };
         assert!(matches!(check(long, &[]), Err(InputError::MemoryId { .. })));
         let edge = |from: &str, to: &str, relation: &str| {
-            let edge =
-                v1::EdgeRef { from: from.into(), to: to.into(), relation: relation.into() };
+            let edge = v1::EdgeRef {
+                from: from.into(),
+                to: to.into(),
+                relation: relation.into(),
+            };
             dissociate(Some(&edge)).map(drop)
         };
         assert!(edge("a", "b", "r").is_ok());
-        assert!(matches!(edge("", "b", "r"), Err(InputError::MemoryId { .. })));
-        assert!(matches!(edge("a", "", "r"), Err(InputError::MemoryId { .. })));
+        assert!(matches!(
+            edge("", "b", "r"),
+            Err(InputError::MemoryId { .. })
+        ));
+        assert!(matches!(
+            edge("a", "", "r"),
+            Err(InputError::MemoryId { .. })
+        ));
         assert!(matches!(edge("a", "b", ""), Err(InputError::Relation(_))));
-        assert!(matches!(edge("a", "b", &"r".repeat(129)), Err(InputError::Relation(_))));
-        assert_eq!(associate(None, None, None), Err(InputError::Missing("the edge")));
+        assert!(matches!(
+            edge("a", "b", &"r".repeat(129)),
+            Err(InputError::Relation(_))
+        ));
+        assert_eq!(
+            associate(None, None, None),
+            Err(InputError::Missing("the edge"))
+        );
     }
 
     #[test]
@@ -307,7 +409,10 @@ mod tests {
         let many = v1::Memory { labels, ..memory() };
         assert!(matches!(check(many, &[]), Err(InputError::TooMany { .. })));
         let content = "x".repeat(limits::CONTENT_BYTES_MAX + 1);
-        let long = v1::Memory { content, ..memory() };
+        let long = v1::Memory {
+            content,
+            ..memory()
+        };
         assert!(matches!(
             check(long, &[]),
             Err(InputError::Memory(MemoryError::TooLarge { .. }))
@@ -315,7 +420,10 @@ mod tests {
         let value = v1::PropertyValue {
             value: Some(v1::property_value::Value::Number(f64::NAN)),
         };
-        let nan = v1::Memory { properties: [("p".into(), value)].into(), ..memory() };
+        let nan = v1::Memory {
+            properties: [("p".into(), value)].into(),
+            ..memory()
+        };
         assert!(check(nan, &[]).is_err());
     }
 

@@ -20,9 +20,11 @@ use super::bulk::Answers;
 /// Admits a call, runs the method on it with its deadline, and turns a failure into a status.
 macro_rules! serve {
     ($services:ident, $request:ident, $method:ident) => {{
-        let admitted = $services.admit(&$request).map_err(|failure| $services.status(&failure))?;
+        let admitted = $services
+            .admit(&$request)
+            .map_err(|failure| $services.status(&failure))?;
         let result = Box::pin($services.$method($request.into_inner(), admitted.deadline)).await;
-        $services.answer(result)
+        $services.answer(stringify!($method), &admitted, result)
     }};
 }
 

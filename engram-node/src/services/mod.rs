@@ -82,12 +82,25 @@ impl Services {
     /// The services of a node. [`Self::start`] starts what runs beside the calls.
     #[must_use]
     pub fn assemble(parts: Parts) -> Self {
-        let Parts { seams, node, consensus, replicas, peers, plane, membership } = parts;
+        let Parts {
+            seams,
+            node,
+            consensus,
+            replicas,
+            peers,
+            plane,
+            membership,
+        } = parts;
         let groups: Arc<dyn Groups> = Arc::new(consensus);
         let links: Arc<dyn Links> = Arc::new(peers);
         let remote = Arc::new(Dialer::new(seams.clone(), Arc::clone(&links)));
-        let here =
-            Here::new(seams.clone(), node, plane.watch(), Arc::clone(&groups), replicas);
+        let here = Here::new(
+            seams.clone(),
+            node,
+            plane.watch(),
+            Arc::clone(&groups),
+            replicas,
+        );
         let router = Router::new(seams, plane.watch(), groups, remote, here);
         Self::new(router, Arc::new(plane), membership, links)
     }

@@ -11,9 +11,9 @@ use engram_core::command::{OverlayDelta, PartitionCommand};
 use engram_core::partition::{LocalError, Partition};
 use engram_core::types::{GroupId, NodeId, OverlayContext, PartitionId};
 use engram_proto::convert::DecodeError;
+use engram_proto::peer::OverlayExchange;
 use engram_proto::peer::overlay_client::OverlayClient;
 use engram_proto::peer::overlay_server::Overlay;
-use engram_proto::peer::OverlayExchange;
 use futures::{StreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
@@ -54,22 +54,29 @@ struct Rounds {
 impl Rounds {
     async fn run(&self, round: u64) {
         let map = self.router.map();
-        let due = self.router.here().partitions().into_iter().filter(|(_, partition)| {
-            let id = partition.id();
-            let waiting = partition.status().overlay_deltas > 0;
-            waiting || (round + id.0).is_multiple_of(QUIET_ROUNDS)
-        });
+        let due = self
+            .router
+            .here()
+            .partitions()
+            .into_iter()
+            .filter(|(_, partition)| {
+                let id = partition.id();
+                let waiting = partition.status().overlay_deltas > 0;
+                waiting || (round + id.0).is_multiple_of(QUIET_ROUNDS)
+            });
         let mut work = Vec::new();
         for (group, partition) in due {
             let nodes = map.replicas(group).iter().copied();
-            let others: Vec<NodeId> =
-                nodes.filter(|node| *node != self.router.local()).collect();
+            let others: Vec<NodeId> = nodes.filter(|node| *node != self.router.local()).collect();
             work.push((group, partition, others));
         }
         stream::iter(work)
-            .for_each_concurrent(EXCHANGES_IN_FLIGHT_MAX, |(group, partition, others)| async move {
-                self.one(group, &partition, others).await;
-            })
+            .for_each_concurrent(
+                EXCHANGES_IN_FLIGHT_MAX,
+                |(group, partition, others)| async move {
+                    self.one(group, &partition, others).await;
+                },
+            )
             .await;
     }
 
@@ -97,15 +104,23 @@ impl Rounds {
         for _ in 0..EXCHANGES_PER_ROUND_MAX {
             let request = message(partition, &deltas);
             let call = client.exchange(request);
-            let answer = self.router.seams().timeout(EXCHANGE_WAIT, Box::pin(call)).await;
+            let answer = self
+                .router
+                .seams()
+                .timeout(EXCHANGE_WAIT, Box::pin(call))
+                .await;
             let answer = answer.map_err(|error| error.to_string())?;
-            let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+            let answer = answer
+                .map_err(|status| status.message().to_owned())?
+                .into_inner();
             if answer.no_replica {
                 return Ok(());
             }
             let (seen, received) = parts(answer).map_err(|error| error.to_string())?;
             let got = received.len();
-            self.receive(partition, received).await.map_err(|error| error.to_string())?;
+            self.receive(partition, received)
+                .await
+                .map_err(|error| error.to_string())?;
             deltas = partition.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
             if deltas.is_empty() && got == 0 {
                 return Ok(());
@@ -133,7 +148,11 @@ impl Rounds {
             return;
         }
         let command = PartitionCommand::Adopt { deltas };
-        let adopted = self.router.here().propose(partition.id(), command, EXCHANGE_WAIT).await;
+        let adopted = self
+            .router
+            .here()
+            .propose(partition.id(), command, EXCHANGE_WAIT)
+            .await;
         if let Err(reason) = adopted {
             // They stay in the overlay, and the next round tries again.
             tracing::debug!(partition = %partition.id(), %reason, "overlay deltas not adopted");
@@ -151,7 +170,10 @@ fn message(partition: &Partition, deltas: &[OverlayDelta]) -> OverlayExchange {
 }
 
 fn parts(message: OverlayExchange) -> Result<(OverlayContext, Vec<OverlayDelta>), DecodeError> {
-    let seen = message.seen.ok_or(DecodeError::Missing("the context"))?.try_into()?;
+    let seen = message
+        .seen
+        .ok_or(DecodeError::Missing("the context"))?
+        .try_into()?;
     let deltas = message.deltas.into_iter().map(OverlayDelta::try_from);
     Ok((seen, deltas.collect::<Result<_, _>>()?))
 }
@@ -177,7 +199,10 @@ impl Overlay for OverlayService {
         let request = request.into_inner();
         let id = PartitionId(request.partition);
         let Some(partition) = self.router.here().partition(id) else {
-            let none = OverlayExchange { no_replica: true, ..Default::default() };
+            let none = OverlayExchange {
+                no_replica: true,
+                ..Default::default()
+            };
             return Ok(Response::new(none));
         };
         let (seen, deltas) =
@@ -190,6 +215,118 @@ impl Overlay for OverlayService {
             Ok::<_, LocalError>(message(&partition, &missing))
         };
         let answer = self.router.seams().blocking(answer).await;
-        answer.map(Response::new).map_err(|error| Status::unavailable(error.to_string()))
+        answer
+            .map(Response::new)
+            .map_err(|error| Status::unavailable(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engram_core::command::{Associate, Op};
+    use engram_core::types::{ClientId, MemoryId, Relation, SlotRange, Unit};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::control::{ClusterMap, PartitionRecord, SpaceRecord};
+    use crate::routing::fakes::{Held, NoGroups, NoLinks, config, partition, system_seams};
+    use crate::routing::{Dialer, Groups, Here};
+    use crate::services::input::Requester;
+    use crate::services::writes::write_of;
+
+    const PLACE: PartitionRecord = PartitionRecord {
+        id: PartitionId(3),
+        group: GroupId(4),
+        slots: SlotRange::ALL,
+    };
+
+    /// A node with one replica of the partition.
+    fn node(id: u64) -> (Router, Arc<Partition>) {
+        let space = SpaceRecord {
+            config: config(),
+            replicas: 2,
+            partitions: vec![PLACE],
+        };
+        let spaces = [(space.config.space, space)].into();
+        let map = ClusterMap {
+            spaces,
+            ..ClusterMap::default()
+        };
+        let (_, map) = watch::channel(Arc::new(map));
+        let (seams, replica) = (system_seams(), partition(PLACE.id, PLACE.slots));
+        let groups: Arc<dyn Groups> = Arc::new(NoGroups);
+        let held = Held(vec![(PLACE.group, Arc::clone(&replica))]);
+        let node = NodeId(id);
+        let here = Here::new(
+            seams.clone(),
+            node,
+            map.clone(),
+            Arc::clone(&groups),
+            Arc::new(held),
+        );
+        let remote = Arc::new(Dialer::new(seams.clone(), Arc::new(NoLinks)));
+        (Router::new(seams, map, groups, remote, here), replica)
+    }
+
+    async fn strengthen(router: &Router, counter: u64, to: &str) {
+        let id = |text: &str| MemoryId::new(text).unwrap();
+        let op = Op::Associate(Associate {
+            from: id("a"),
+            to: id(to),
+            relation: Relation::new("r").unwrap(),
+            weight: Unit::ONE,
+            confidence: Unit::ONE,
+        });
+        let requester = Requester {
+            client: ClientId([1; 16]),
+            counter,
+            retried: false,
+        };
+        let write = write_of(requester, vec![(0, op)]);
+        router.here().accept_local(PLACE.id, &write).await.unwrap();
+    }
+
+    /// One message from `from` and the answer to it, as a round does it.
+    async fn round(from: &Arc<Partition>, to: &Router, deltas: &[OverlayDelta]) -> OverlayContext {
+        let service = OverlayService::new(to.clone());
+        let answer = service
+            .exchange(Request::new(message(from, deltas)))
+            .await
+            .unwrap();
+        let (seen, deltas) = parts(answer.into_inner()).unwrap();
+        from.receive_overlay(&deltas).unwrap();
+        seen
+    }
+
+    #[tokio::test]
+    async fn two_exchanges_make_two_replicas_equal() {
+        let (one, one_replica) = node(1);
+        let (two, two_replica) = node(2);
+        for counter in 1..=3 {
+            strengthen(&one, counter, "b").await;
+        }
+        strengthen(&two, 9, "c").await;
+        assert_eq!(two_replica.status().overlay_deltas, 1);
+        let seen = round(&one_replica, &two, &[]).await;
+        let missing = one_replica.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
+        assert_eq!(missing.len(), 3);
+        round(&one_replica, &two, &missing).await;
+        assert_eq!(one_replica.overlay_context(), two_replica.overlay_context());
+        assert_eq!(one_replica.status().overlay_deltas, 4);
+        // Doubled messages change nothing.
+        round(&one_replica, &two, &missing).await;
+        assert_eq!(two_replica.status().overlay_deltas, 4);
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_when_there_is_no_replica() {
+        let (one, _) = node(1);
+        let service = OverlayService::new(one);
+        let stranger = OverlayExchange {
+            partition: 99,
+            ..OverlayExchange::default()
+        };
+        let answer = service.exchange(Request::new(stranger)).await.unwrap();
+        assert!(answer.into_inner().no_replica);
     }
 }

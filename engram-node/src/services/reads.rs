@@ -40,7 +40,10 @@ impl Services {
     ) -> Result<(PartitionId, Read), Failure> {
         let query = ReadQuery { query: Some(query) };
         let at = reading.freshness.at(place.id);
-        let read = self.router().read(place, &query, &at, reading.deadline).await?;
+        let read = self
+            .router()
+            .read(place, &query, &at, reading.deadline)
+            .await?;
         Ok((place.id, read))
     }
 
@@ -53,17 +56,31 @@ impl Services {
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space(&request.space, deadline).await?;
         let by_place = by_partition(&space, &request.ids)?;
-        let reading = Reading { space: &space, freshness: &freshness, deadline };
+        let reading = Reading {
+            space: &space,
+            freshness: &freshness,
+            deadline,
+        };
         let asked = by_place.into_values().map(|(place, ids)| {
-            let query = GetQuery { ids, with_embedding: request.with_embedding };
+            let query = GetQuery {
+                ids,
+                with_embedding: request.with_embedding,
+            };
             self.ask(&reading, place, Query::Get(query))
         });
         let mut positions = Positions::default();
         let mut found: HashMap<String, v1::Memory> = HashMap::new();
         for (partition, read) in try_join_all(asked).await? {
             positions.note(partition, &read.position);
-            let Answer::Get(answer) = read.answer else { return Err(unfit("a get")) };
-            found.extend(answer.memories.into_iter().map(|memory| (memory.id.clone(), memory)));
+            let Answer::Get(answer) = read.answer else {
+                return Err(unfit("a get"));
+            };
+            found.extend(
+                answer
+                    .memories
+                    .into_iter()
+                    .map(|memory| (memory.id.clone(), memory)),
+            );
         }
         let (mut memories, mut missing) = (Vec::new(), Vec::new());
         for id in request.ids {
@@ -72,7 +89,11 @@ impl Services {
                 None => missing.push(id),
             }
         }
-        Ok(v1::GetResponse { memories, missing, token: Some(positions.token()) })
+        Ok(v1::GetResponse {
+            memories,
+            missing,
+            token: Some(positions.token()),
+        })
     }
 
     /// Which of these ids have a memory.
@@ -82,16 +103,28 @@ impl Services {
         ids: impl IntoIterator<Item = String>,
         positions: &mut Positions,
     ) -> Result<BTreeSet<String>, Failure> {
-        let ids: Vec<String> = ids.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
-        let asked = by_partition(reading.space, &ids)?.into_values().map(|(place, ids)| async move {
-            let query = Query::Exists(ExistsQuery { ids: ids.clone() });
-            Ok::<_, Failure>((ids, self.ask(reading, place, query).await?))
-        });
+        let ids: Vec<String> = ids
+            .into_iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let asked =
+            by_partition(reading.space, &ids)?
+                .into_values()
+                .map(|(place, ids)| async move {
+                    let query = Query::Exists(ExistsQuery { ids: ids.clone() });
+                    Ok::<_, Failure>((ids, self.ask(reading, place, query).await?))
+                });
         let mut existing = BTreeSet::new();
         for (ids, (partition, read)) in try_join_all(asked).await? {
             positions.note(partition, &read.position);
-            let Answer::Exists(answer) = read.answer else { return Err(unfit("an exists")) };
-            let there = ids.into_iter().zip(answer.exists).filter(|(_, exists)| *exists);
+            let Answer::Exists(answer) = read.answer else {
+                return Err(unfit("an exists"));
+            };
+            let there = ids
+                .into_iter()
+                .zip(answer.exists)
+                .filter(|(_, exists)| *exists);
             existing.extend(there.map(|(id, _)| id));
         }
         Ok(existing)
@@ -103,7 +136,10 @@ impl Services {
         deadline: Deadline,
     ) -> Result<v1::NeighborsResponse, Failure> {
         input::memory_id("the memory's id", &request.id)?;
-        request.relations.iter().try_for_each(|name| input::relation(name).map(drop))?;
+        request
+            .relations
+            .iter()
+            .try_for_each(|name| input::relation(name).map(drop))?;
         let limit = match request.limit as usize {
             0 => NEIGHBORS_DEFAULT,
             limit => limit,
@@ -119,7 +155,11 @@ impl Services {
         };
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space(&request.space, deadline).await?;
-        let reading = Reading { space: &space, freshness: &freshness, deadline };
+        let reading = Reading {
+            space: &space,
+            freshness: &freshness,
+            deadline,
+        };
         let query = NeighborsQuery {
             id: request.id,
             incoming: false,
@@ -127,7 +167,8 @@ impl Services {
             limit: 0,
             now_millis: self.router().seams().clock.wall_millis(),
         };
-        self.visible_neighbors(&reading, query, direction, limit).await
+        self.visible_neighbors(&reading, query, direction, limit)
+            .await
     }
 
     /// Edges whose ends both exist. A partition hides an edge when an end of its own is missing;
@@ -141,18 +182,28 @@ impl Services {
     ) -> Result<v1::NeighborsResponse, Failure> {
         let mut fetch = limit + limit / 4 + 8;
         loop {
-            let fetched = NeighborsQuery { limit: fetch as u32, ..query.clone() };
+            let fetched = NeighborsQuery {
+                limit: fetch as u32,
+                ..query.clone()
+            };
             let mut positions = Positions::default();
-            let (mut edges, cut) =
-                self.fetch_neighbors(reading, &fetched, direction, &mut positions).await?;
-            let ends = edges.iter().flat_map(|edge| [edge.from.clone(), edge.to.clone()]);
+            let (mut edges, cut) = self
+                .fetch_neighbors(reading, &fetched, direction, &mut positions)
+                .await?;
+            let ends = edges
+                .iter()
+                .flat_map(|edge| [edge.from.clone(), edge.to.clone()]);
             let there = self.existing(reading, ends, &mut positions).await?;
             edges.retain(|edge| there.contains(&edge.from) && there.contains(&edge.to));
             if edges.len() >= limit || !cut || fetch >= NEIGHBORS_MAX {
                 let truncated = cut || edges.len() > limit;
                 edges.truncate(limit);
                 let token = Some(positions.token());
-                return Ok(v1::NeighborsResponse { edges, truncated, token });
+                return Ok(v1::NeighborsResponse {
+                    edges,
+                    truncated,
+                    token,
+                });
             }
             fetch = fetch.saturating_mul(4).min(NEIGHBORS_MAX);
         }
@@ -173,8 +224,17 @@ impl Services {
         }
         if direction != Direction::Out {
             // Incoming edges are indexed where they begin, which can be any partition.
-            let incoming = NeighborsQuery { incoming: true, ..query.clone() };
-            asked.extend(reading.space.partitions.iter().map(|place| (*place, incoming.clone())));
+            let incoming = NeighborsQuery {
+                incoming: true,
+                ..query.clone()
+            };
+            asked.extend(
+                reading
+                    .space
+                    .partitions
+                    .iter()
+                    .map(|place| (*place, incoming.clone())),
+            );
         }
         let asked = asked
             .into_iter()
@@ -182,7 +242,11 @@ impl Services {
         let (mut edges, mut cut) = (Vec::new(), false);
         for (partition, read) in try_join_all(asked).await? {
             positions.note(partition, &read.position);
-            let Answer::Neighbors(NeighborsAnswer { edges: some, truncated }) = read.answer else {
+            let Answer::Neighbors(NeighborsAnswer {
+                edges: some,
+                truncated,
+            }) = read.answer
+            else {
                 return Err(unfit("a question about neighbours"));
             };
             cut |= truncated;
@@ -204,7 +268,10 @@ fn name_of(edge: &v1::Edge) -> (&str, &str, &str) {
 }
 
 fn strongest_first(one: &v1::Edge, other: &v1::Edge) -> std::cmp::Ordering {
-    other.weight.total_cmp(&one.weight).then_with(|| name_of(one).cmp(&name_of(other)))
+    other
+        .weight
+        .total_cmp(&one.weight)
+        .then_with(|| name_of(one).cmp(&name_of(other)))
 }
 
 pub(super) fn unfit(what: &str) -> Failure {
@@ -219,7 +286,11 @@ fn by_partition(
     let mut places: BTreeMap<PartitionId, (PartitionRecord, Vec<String>)> = BTreeMap::new();
     for id in ids {
         let place = space.partition_of(input::memory_id("a memory's id", id)?.hash_slot());
-        places.entry(place.id).or_insert_with(|| (place, Vec::new())).1.push(id.clone());
+        places
+            .entry(place.id)
+            .or_insert_with(|| (place, Vec::new()))
+            .1
+            .push(id.clone());
     }
     Ok(places)
 }

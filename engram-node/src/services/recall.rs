@@ -25,16 +25,36 @@ impl Services {
         request: v1::RecallRequest,
         deadline: Deadline,
     ) -> Result<v1::RecallResponse, Failure> {
-        let limit = if request.limit == 0 { RECALL_LIMIT_DEFAULT } else { request.limit };
-        input::at_most("the limit", "results", limit as usize, limits::RECALL_LIMIT_MAX)?;
+        let limit = if request.limit == 0 {
+            RECALL_LIMIT_DEFAULT
+        } else {
+            request.limit
+        };
+        input::at_most(
+            "the limit",
+            "results",
+            limit as usize,
+            limits::RECALL_LIMIT_MAX,
+        )?;
         let effort = request.effort;
-        input::at_most("the effort", "candidates", effort as usize, limits::SEARCH_EFFORT_MAX)?;
+        input::at_most(
+            "the effort",
+            "candidates",
+            effort as usize,
+            limits::SEARCH_EFFORT_MAX,
+        )?;
         input::filter(&request.filter)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space(&request.space, deadline).await?;
-        let reading = Reading { space: &space, freshness: &freshness, deadline };
+        let reading = Reading {
+            space: &space,
+            freshness: &freshness,
+            deadline,
+        };
         let mut positions = Positions::default();
-        let query = request.query.ok_or(InputError::Missing("the vector, or the id to be like"))?;
+        let query = request
+            .query
+            .ok_or(InputError::Missing("the vector, or the id to be like"))?;
         let (vector, without) = match query {
             Like::Vector(vector) => {
                 let model = &request.embedding_model;
@@ -55,7 +75,10 @@ impl Services {
         let hits = self.nearest(&reading, query, &mut positions).await?;
         let by_confidence = request.scale_by_confidence;
         let hits = scored(&space.config, hits, by_confidence);
-        Ok(v1::RecallResponse { hits, token: Some(positions.token()) })
+        Ok(v1::RecallResponse {
+            hits,
+            token: Some(positions.token()),
+        })
     }
 
     /// The embedding of a memory.
@@ -65,11 +88,18 @@ impl Services {
         id: &str,
         positions: &mut Positions,
     ) -> Result<Vec<f32>, Failure> {
-        let place = reading.space.partition_of(input::memory_id("the id", id)?.hash_slot());
-        let query = GetQuery { ids: vec![id.to_owned()], with_embedding: true };
+        let place = reading
+            .space
+            .partition_of(input::memory_id("the id", id)?.hash_slot());
+        let query = GetQuery {
+            ids: vec![id.to_owned()],
+            with_embedding: true,
+        };
         let (partition, read) = self.ask(reading, place, Query::Get(query)).await?;
         positions.note(partition, &read.position);
-        let Answer::Get(answer) = read.answer else { return Err(unfit("a get")) };
+        let Answer::Get(answer) = read.answer else {
+            return Err(unfit("a get"));
+        };
         let memory = answer.memories.into_iter().next();
         let memory = memory.ok_or_else(|| Failure::UnknownMemory { id: id.to_owned() })?;
         if memory.embedding.is_empty() {
@@ -91,7 +121,9 @@ impl Services {
         let mut hits = Vec::new();
         for (partition, read) in try_join_all(asked).await? {
             positions.note(partition, &read.position);
-            let Answer::Recall(answer) = read.answer else { return Err(unfit("a recall")) };
+            let Answer::Recall(answer) = read.answer else {
+                return Err(unfit("a recall"));
+            };
             hits.extend(answer.hits);
         }
         Ok(merged(hits, limit))
@@ -101,7 +133,9 @@ impl Services {
 /// By distance, then id: the same whatever the layout.
 fn merged(mut hits: Vec<RecallHit>, limit: usize) -> Vec<RecallHit> {
     hits.sort_by(|one, other| {
-        one.distance.total_cmp(&other.distance).then_with(|| one.id.cmp(&other.id))
+        one.distance
+            .total_cmp(&other.distance)
+            .then_with(|| one.id.cmp(&other.id))
     });
     hits.truncate(limit);
     hits
@@ -117,13 +151,24 @@ fn scored(config: &SpaceConfig, hits: Vec<RecallHit>, by_confidence: bool) -> Ve
                 Metric::Cosine => 1.0 - distance,
                 Metric::Dot | Metric::L2 => 0.0 - distance,
             };
-            let score = if by_confidence { weighed(score, hit.confidence) } else { score };
-            v1::Hit { id: hit.id, score, memory: hit.memory }
+            let score = if by_confidence {
+                weighed(score, hit.confidence)
+            } else {
+                score
+            };
+            v1::Hit {
+                id: hit.id,
+                score,
+                memory: hit.memory,
+            }
         })
         .collect();
     if by_confidence {
         hits.sort_by(|one, other| {
-            other.score.total_cmp(&one.score).then_with(|| one.id.cmp(&other.id))
+            other
+                .score
+                .total_cmp(&one.score)
+                .then_with(|| one.id.cmp(&other.id))
         });
     }
     hits
@@ -131,7 +176,11 @@ fn scored(config: &SpaceConfig, hits: Vec<RecallHit>, by_confidence: bool) -> Ve
 
 /// Less confidence never raises a score, whatever its sign.
 fn weighed(score: f64, confidence: f64) -> f64 {
-    if score >= 0.0 { score * confidence } else { (score / confidence).max(f64::MIN) }
+    if score >= 0.0 {
+        score * confidence
+    } else {
+        (score / confidence).max(f64::MIN)
+    }
 }
 
 #[cfg(test)]
@@ -141,7 +190,12 @@ mod tests {
     use super::*;
 
     fn hit(id: &str, distance: f32, confidence: f64) -> RecallHit {
-        RecallHit { id: id.into(), distance, confidence, memory: None }
+        RecallHit {
+            id: id.into(),
+            distance,
+            confidence,
+            memory: None,
+        }
     }
 
     fn config(metric: Metric) -> SpaceConfig {
@@ -179,7 +233,11 @@ mod tests {
 
     #[test]
     fn confidence_lowers_scores_of_either_sign() {
-        let hits = vec![hit("sure", 1.0, 1.0), hit("unsure", 0.9, 0.5), hit("void", 0.1, 0.0)];
+        let hits = vec![
+            hit("sure", 1.0, 1.0),
+            hit("unsure", 0.9, 0.5),
+            hit("void", 0.1, 0.0),
+        ];
         let l2 = scored(&config(Metric::L2), hits, true);
         assert_eq!(names(&l2), ["sure", "unsure", "void"]);
         assert!(l2.iter().all(|hit| hit.score.is_finite()));

@@ -19,8 +19,7 @@ pub fn client_services(routes: Routes, services: &Services) -> Routes {
     let memories = MemoriesServer::new(services.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let cluster =
-        ClusterServer::new(services.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let cluster = ClusterServer::new(services.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
     routes
         .add_service(memories)
         .add_service(SpacesServer::new(services.clone()))
@@ -40,5 +39,8 @@ pub fn peer_services(routes: Routes, services: &Services) -> Routes {
     let spread = SpreadServer::new(SpreadService::new(services.inner.spreads.clone()))
         .max_decoding_message_size(SPREAD_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(SPREAD_MESSAGE_BYTES_MAX);
-    routes.add_service(forward).add_service(overlay).add_service(spread)
+    routes
+        .add_service(forward)
+        .add_service(overlay)
+        .add_service(spread)
 }

@@ -46,7 +46,11 @@ impl Services {
         in_range("replicas", replicas, 1, REPLICAS_MAX)?;
         let placement = plan_space(&map, &liveness, partitions, replicas)?;
         let level_seed = config.index.level_seed;
-        let command = ControlCommand::CreateSpace(NewSpace { config, replicas, placement });
+        let command = ControlCommand::CreateSpace(NewSpace {
+            config,
+            replicas,
+            placement,
+        });
         let wait = deadline.left(self.router().seams());
         self.inner.controls.execute(command, wait).await?.outcome?;
         let space = self.space(&request.name, deadline).await?;
@@ -63,16 +67,22 @@ impl Services {
     async fn wait_ready(&self, space: &SpaceRecord, deadline: Deadline) {
         let wait = deadline.left(self.router().seams()).min(READY_WAIT);
         let ready = self.router().deadline(wait * 9 / 10);
-        let query = ReadQuery { query: Some(Query::Status(StatusQuery {})) };
+        let query = ReadQuery {
+            query: Some(Query::Status(StatusQuery {})),
+        };
         let places = space.partitions.iter();
-        let asked = places
-            .map(|place| self.router().read(*place, &query, &ReadAt::Linearizable, ready));
+        let asked = places.map(|place| {
+            self.router()
+                .read(*place, &query, &ReadAt::Linearizable, ready)
+        });
         join_all(asked).await;
     }
 
     pub(super) fn list_spaces(&self) -> v1::ListSpacesResponse {
         let map = self.router().map();
-        v1::ListSpacesResponse { spaces: map.spaces.values().map(api_space).collect() }
+        v1::ListSpacesResponse {
+            spaces: map.spaces.values().map(api_space).collect(),
+        }
     }
 
     pub(super) async fn describe_space(
@@ -81,16 +91,32 @@ impl Services {
         deadline: Deadline,
     ) -> Result<v1::DescribeSpaceResponse, Failure> {
         let space = self.space(&request.name, deadline).await?;
-        let places: Vec<_> = space.partitions.iter().map(|place| (&space, *place)).collect();
+        let places: Vec<_> = space
+            .partitions
+            .iter()
+            .map(|place| (&space, *place))
+            .collect();
         let partitions = self.survey(&places, deadline).await;
         let newest = |partition: &v1::Partition| {
-            let reachable = partition.replicas.iter().filter(|replica| replica.reachable);
-            reachable.max_by_key(|replica| replica.sequence).copied().unwrap_or_default()
+            let reachable = partition
+                .replicas
+                .iter()
+                .filter(|replica| replica.reachable);
+            reachable
+                .max_by_key(|replica| replica.sequence)
+                .copied()
+                .unwrap_or_default()
         };
         Ok(v1::DescribeSpaceResponse {
             space: Some(api_space(&space)),
-            memories: partitions.iter().map(|partition| newest(partition).memories).sum(),
-            edges: partitions.iter().map(|partition| newest(partition).edges).sum(),
+            memories: partitions
+                .iter()
+                .map(|partition| newest(partition).memories)
+                .sum(),
+            edges: partitions
+                .iter()
+                .map(|partition| newest(partition).edges)
+                .sum(),
             partitions,
         })
     }
@@ -123,12 +149,22 @@ fn in_range(what: &'static str, actual: u32, min: u32, max: u32) -> Result<(), I
         return Ok(());
     }
     let [actual, min, max] = [actual, min, max].map(f64::from);
-    Err(InputError::OutOfRange { what, actual, min, max })
+    Err(InputError::OutOfRange {
+        what,
+        actual,
+        min,
+        max,
+    })
 }
 
 /// The configuration that a request asks for, checked.
 fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig, InputError> {
-    in_range("the dimension", request.dimension, DIMENSION_MIN, DIMENSION_MAX)?;
+    in_range(
+        "the dimension",
+        request.dimension,
+        DIMENSION_MIN,
+        DIMENSION_MAX,
+    )?;
     let mut index = IndexParameters::new(seed);
     if request.m != 0 {
         index.m = request.m;
@@ -173,7 +209,11 @@ mod tests {
     use super::*;
 
     fn request() -> v1::CreateSpaceRequest {
-        v1::CreateSpaceRequest { name: "words".into(), dimension: 384, ..Default::default() }
+        v1::CreateSpaceRequest {
+            name: "words".into(),
+            dimension: 384,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -186,13 +226,25 @@ mod tests {
     #[test]
     fn impossible_spaces_are_refused() {
         let check = |request: v1::CreateSpaceRequest| config_of(&request, 1).unwrap_err();
-        let nameless = check(v1::CreateSpaceRequest { name: String::new(), ..request() });
+        let nameless = check(v1::CreateSpaceRequest {
+            name: String::new(),
+            ..request()
+        });
         assert_eq!(nameless, InputError::Config(SpaceConfigError::Name));
-        let flat = check(v1::CreateSpaceRequest { dimension: 0, ..request() });
+        let flat = check(v1::CreateSpaceRequest {
+            dimension: 0,
+            ..request()
+        });
         assert!(matches!(flat, InputError::OutOfRange { .. }));
-        let wide = check(v1::CreateSpaceRequest { m: 1_000, ..request() });
+        let wide = check(v1::CreateSpaceRequest {
+            m: 1_000,
+            ..request()
+        });
         assert!(matches!(wide, InputError::Config(_)));
-        let metric = check(v1::CreateSpaceRequest { metric: 17, ..request() });
+        let metric = check(v1::CreateSpaceRequest {
+            metric: 17,
+            ..request()
+        });
         assert!(matches!(metric, InputError::Decode(_)));
     }
 }

@@ -32,10 +32,16 @@ pub fn status(failure: &Failure, map: &ClusterMap) -> Status {
         code: verdict.code.to_owned(),
         outcome: verdict.outcome.into(),
         retryable: verdict.retryable,
-        leader_hint: leader.map(|node| node.client_address.clone()).unwrap_or_default(),
+        leader_hint: leader
+            .map(|node| node.client_address.clone())
+            .unwrap_or_default(),
         hint: verdict.hint.to_owned(),
     };
-    Status::with_details(verdict.grpc, failure.to_string(), detail.encode_to_vec().into())
+    Status::with_details(
+        verdict.grpc,
+        failure.to_string(),
+        detail.encode_to_vec().into(),
+    )
 }
 
 /// The stable name of a failure, for rejected items of a batch.
@@ -46,12 +52,22 @@ pub fn code(failure: &Failure) -> &'static str {
 
 /// A failure that changed nothing, and for which nobody else is to be asked.
 fn refused(grpc: Code, code: &'static str, hint: &'static str) -> Verdict {
-    Verdict { grpc, code, outcome: Outcome::NotApplied, retryable: false, leader: None, hint }
+    Verdict {
+        grpc,
+        code,
+        outcome: Outcome::NotApplied,
+        retryable: false,
+        leader: None,
+        hint,
+    }
 }
 
 /// A failure that may pass.
 fn passing(grpc: Code, code: &'static str, hint: &'static str) -> Verdict {
-    Verdict { retryable: true, ..refused(grpc, code, hint) }
+    Verdict {
+        retryable: true,
+        ..refused(grpc, code, hint)
+    }
 }
 
 const SEE_PARTITIONS: &str = "engram cluster partitions";
@@ -70,9 +86,10 @@ fn judge(failure: &Failure) -> Verdict {
             "NO_EMBEDDING",
             "engram recall SPACE --vector-file F",
         ),
-        Failure::Write(error) | Failure::NowhereAccepted { majority: error, .. } => {
-            judge_write(error)
-        }
+        Failure::Write(error)
+        | Failure::NowhereAccepted {
+            majority: error, ..
+        } => judge_write(error),
         Failure::LocalWrite(error) => match error {
             LocalWriteError::NotAccepted { .. } => {
                 passing(Code::Unavailable, "NO_REPLICA_REACHED", SEE_PARTITIONS)
@@ -82,15 +99,25 @@ fn judge(failure: &Failure) -> Verdict {
         Failure::Read(error) => judge_read(error),
         Failure::Rejected(rejection) => judge_rejection(rejection),
         Failure::Control(error) => Verdict {
-            outcome: if error.unknown { Outcome::Unknown } else { Outcome::NotApplied },
+            outcome: if error.unknown {
+                Outcome::Unknown
+            } else {
+                Outcome::NotApplied
+            },
             leader: error.leader,
-            ..passing(Code::Unavailable, "CONTROL_UNAVAILABLE", "engram cluster status")
+            ..passing(
+                Code::Unavailable,
+                "CONTROL_UNAVAILABLE",
+                "engram cluster status",
+            )
         },
         Failure::Refused(refusal) => judge_refusal(refusal),
         Failure::Placement(_) => refused(Code::FailedPrecondition, "TOO_FEW_NODES", SEE_NODES),
-        Failure::Busy { .. } => {
-            passing(Code::ResourceExhausted, "TOO_MANY_REQUESTS", "try again after a pause")
-        }
+        Failure::Busy { .. } => passing(
+            Code::ResourceExhausted,
+            "TOO_MANY_REQUESTS",
+            "try again after a pause",
+        ),
         Failure::Spread(error) => judge_spread(error),
         Failure::Unimplemented(_) => refused(
             Code::Unimplemented,
@@ -116,7 +143,7 @@ fn judge_input(input: &InputError) -> Verdict {
         InputError::Memory(MemoryError::EmptyLabel) => invalid("EMPTY_LABEL"),
         InputError::Memory(MemoryError::PropertyNotFinite { .. }) => invalid("NOT_FINITE"),
         InputError::RequestId(_) => invalid("INVALID_REQUEST_ID"),
-        InputError::Missing(_) | InputError::SpaceChanged => invalid("INVALID_REQUEST"),
+        InputError::Missing(_) | InputError::Decode(_) => invalid("INVALID_REQUEST"),
         InputError::Filter(_) => refused(
             Code::InvalidArgument,
             "INVALID_FILTER",
@@ -124,7 +151,6 @@ fn judge_input(input: &InputError) -> Verdict {
         ),
         InputError::Config(_) => invalid("INVALID_CONFIGURATION"),
         InputError::Spread(_) => invalid("INVALID_SPREAD"),
-        InputError::Decode(_) => invalid("INVALID_REQUEST"),
     }
 }
 
@@ -153,9 +179,11 @@ fn judge_write(error: &WriteError) -> Verdict {
                 "repeat the call with the same request id: it applies once",
             )
         },
-        WriteError::Overloaded { .. } => {
-            passing(Code::ResourceExhausted, "OVERLOADED", "try again after a pause")
-        }
+        WriteError::Overloaded { .. } => passing(
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            "try again after a pause",
+        ),
         WriteError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", ""),
         WriteError::Gone { .. } => refused(Code::NotFound, "UNKNOWN_SPACE", SEE_SPACES),
     }
@@ -179,35 +207,47 @@ fn judge_read(error: &ReadError) -> Verdict {
 
 fn judge_rejection(rejection: &Rejection) -> Verdict {
     match rejection {
-        Rejection::VersionMismatch { .. } => {
-            refused(Code::FailedPrecondition, "VERSION_MISMATCH", "engram get SPACE ID")
-        }
+        Rejection::VersionMismatch { .. } => refused(
+            Code::FailedPrecondition,
+            "VERSION_MISMATCH",
+            "engram get SPACE ID",
+        ),
         Rejection::RequestTooOld => Verdict {
             outcome: Outcome::Unknown,
-            ..refused(Code::FailedPrecondition, "REQUEST_TOO_OLD", "read before writing again")
+            ..refused(
+                Code::FailedPrecondition,
+                "REQUEST_TOO_OLD",
+                "read before writing again",
+            )
         },
         Rejection::NotInPartition => passing(Code::Unavailable, "MOVED", SEE_PARTITIONS),
-        Rejection::WrongDimension { .. } => {
-            refused(Code::InvalidArgument, "WRONG_DIMENSION", "engram space describe SPACE")
-        }
+        Rejection::WrongDimension { .. } => refused(
+            Code::InvalidArgument,
+            "WRONG_DIMENSION",
+            "engram space describe SPACE",
+        ),
         Rejection::HashCollision => refused(Code::AlreadyExists, "HASH_COLLISION", ""),
     }
 }
 
 fn judge_refusal(refusal: &ControlRefusal) -> Verdict {
     match refusal {
-        ControlRefusal::NotInitialized => {
-            passing(Code::Unavailable, "CLUSTER_NOT_FOUNDED", "engram cluster status")
-        }
-        ControlRefusal::OtherCluster { .. } => {
-            refused(Code::FailedPrecondition, "OTHER_CLUSTER", "engram cluster status")
-        }
-        ControlRefusal::SpaceExistsDifferent { .. } => {
-            refused(Code::AlreadyExists, "SPACE_EXISTS", "engram space describe NAME")
-        }
-        ControlRefusal::UnknownSpace { .. } => {
-            refused(Code::NotFound, "UNKNOWN_SPACE", SEE_SPACES)
-        }
+        ControlRefusal::NotInitialized => passing(
+            Code::Unavailable,
+            "CLUSTER_NOT_FOUNDED",
+            "engram cluster status",
+        ),
+        ControlRefusal::OtherCluster { .. } => refused(
+            Code::FailedPrecondition,
+            "OTHER_CLUSTER",
+            "engram cluster status",
+        ),
+        ControlRefusal::SpaceExistsDifferent { .. } => refused(
+            Code::AlreadyExists,
+            "SPACE_EXISTS",
+            "engram space describe NAME",
+        ),
+        ControlRefusal::UnknownSpace { .. } => refused(Code::NotFound, "UNKNOWN_SPACE", SEE_SPACES),
         ControlRefusal::InvalidConfig { .. } => {
             refused(Code::InvalidArgument, "INVALID_CONFIGURATION", "")
         }
@@ -251,7 +291,10 @@ mod tests {
     fn detail(failure: &Failure, map: &ClusterMap) -> (Code, ErrorDetail) {
         let status = status(failure, map);
         assert!(!status.message().is_empty());
-        (status.code(), ErrorDetail::decode(status.details()).unwrap())
+        (
+            status.code(),
+            ErrorDetail::decode(status.details()).unwrap(),
+        )
     }
 
     fn cause() -> String {
@@ -261,8 +304,14 @@ mod tests {
     #[test]
     fn each_failure_has_its_code_and_says_what_may_have_happened() {
         use Outcome::{NotApplied, Unknown};
-        let id = InputError::MemoryId { what: "id", why: MemoryIdError::Empty };
-        let unit = InputError::Unit { what: "weight", why: OutOfUnit(2.0) };
+        let id = InputError::MemoryId {
+            what: "id",
+            why: MemoryIdError::Empty,
+        };
+        let unit = InputError::Unit {
+            what: "weight",
+            why: OutOfUnit(2.0),
+        };
         let embedding = |error: EmbeddingError| Failure::Input(error.into());
         let unknown = WriteError::Unknown {
             partition: P,
@@ -270,22 +319,51 @@ mod tests {
             cause: cause(),
             leader: None,
         };
-        let not_applied = WriteError::NotApplied { partition: P, cause: cause(), leader: None };
-        let local = LocalWriteError::NotAccepted { partition: P, cause: cause() };
-        let control = |unknown| ControlFailure { unknown, leader: None, reason: cause() };
+        let not_applied = WriteError::NotApplied {
+            partition: P,
+            cause: cause(),
+            leader: None,
+        };
+        let local = LocalWriteError::NotAccepted {
+            partition: P,
+            cause: cause(),
+        };
+        let control = |unknown| ControlFailure {
+            unknown,
+            leader: None,
+            reason: cause(),
+        };
         let space = || "s".to_owned();
         let cases: Vec<(Failure, Code, &str, Outcome, bool)> = vec![
-            (id.into(), Code::InvalidArgument, "INVALID_MEMORY_ID", NotApplied, false),
-            (unit.into(), Code::InvalidArgument, "OUT_OF_RANGE", NotApplied, false),
             (
-                embedding(EmbeddingError::WrongDimension { expected: 3, actual: 2 }),
+                id.into(),
+                Code::InvalidArgument,
+                "INVALID_MEMORY_ID",
+                NotApplied,
+                false,
+            ),
+            (
+                unit.into(),
+                Code::InvalidArgument,
+                "OUT_OF_RANGE",
+                NotApplied,
+                false,
+            ),
+            (
+                embedding(EmbeddingError::WrongDimension {
+                    expected: 3,
+                    actual: 2,
+                }),
                 Code::InvalidArgument,
                 "WRONG_DIMENSION",
                 NotApplied,
                 false,
             ),
             (
-                embedding(EmbeddingError::NotFinite { position: 0, value: f32::NAN }),
+                embedding(EmbeddingError::NotFinite {
+                    position: 0,
+                    value: f32::NAN,
+                }),
                 Code::InvalidArgument,
                 "NOT_FINITE",
                 NotApplied,
@@ -312,9 +390,18 @@ mod tests {
                 Unknown,
                 true,
             ),
-            (not_applied.into(), Code::Unavailable, "NO_PRIMARY", NotApplied, true),
             (
-                Failure::NowhereAccepted { majority: unknown, local },
+                not_applied.into(),
+                Code::Unavailable,
+                "NO_PRIMARY",
+                NotApplied,
+                true,
+            ),
+            (
+                Failure::NowhereAccepted {
+                    majority: unknown,
+                    local,
+                },
                 Code::DeadlineExceeded,
                 "OUTCOME_UNKNOWN",
                 Unknown,
@@ -328,7 +415,11 @@ mod tests {
                 false,
             ),
             (
-                Rejection::VersionMismatch { expected: "1".into(), found: "is absent".into() }.into(),
+                Rejection::VersionMismatch {
+                    expected: "1".into(),
+                    found: "is absent".into(),
+                }
+                .into(),
                 Code::FailedPrecondition,
                 "VERSION_MISMATCH",
                 NotApplied,
@@ -341,10 +432,25 @@ mod tests {
                 NotApplied,
                 false,
             ),
-            (control(true).into(), Code::Unavailable, "CONTROL_UNAVAILABLE", Unknown, true),
-            (control(false).into(), Code::Unavailable, "CONTROL_UNAVAILABLE", NotApplied, true),
             (
-                Failure::Busy { what: "requests", limit: 1 },
+                control(true).into(),
+                Code::Unavailable,
+                "CONTROL_UNAVAILABLE",
+                Unknown,
+                true,
+            ),
+            (
+                control(false).into(),
+                Code::Unavailable,
+                "CONTROL_UNAVAILABLE",
+                NotApplied,
+                true,
+            ),
+            (
+                Failure::Busy {
+                    what: "requests",
+                    limit: 1,
+                },
                 Code::ResourceExhausted,
                 "TOO_MANY_REQUESTS",
                 NotApplied,
@@ -358,7 +464,12 @@ mod tests {
                 false,
             ),
             (
-                ReadError::Unavailable { partition: P, cause: cause(), leader: None }.into(),
+                ReadError::Unavailable {
+                    partition: P,
+                    cause: cause(),
+                    leader: None,
+                }
+                .into(),
                 Code::Unavailable,
                 "PARTITION_UNAVAILABLE",
                 NotApplied,

@@ -36,8 +36,10 @@ impl Services {
             (number, node, self.ask_status(node, place, wait).await)
         });
         let answers: Vec<_> = answers.buffered(SURVEYS_IN_FLIGHT_MAX).collect().await;
-        let mut partitions: Vec<v1::Partition> =
-            places.iter().map(|(space, place)| blank(space, *place)).collect();
+        let mut partitions: Vec<v1::Partition> = places
+            .iter()
+            .map(|(space, place)| blank(space, *place))
+            .collect();
         for (number, node, answer) in answers {
             add(&mut partitions[number], node, answer);
         }
@@ -50,8 +52,14 @@ impl Services {
         place: PartitionRecord,
         wait: Duration,
     ) -> Option<(u64, StatusAnswer)> {
-        let query = ReadQuery { query: Some(Query::Status(StatusQuery {})) };
-        let read = self.router().read_at(node, place.id, &query, &ReadAt::Stale, wait).await.ok()?;
+        let query = ReadQuery {
+            query: Some(Query::Status(StatusQuery {})),
+        };
+        let read = self
+            .router()
+            .read_at(node, place.id, &query, &ReadAt::Stale, wait)
+            .await
+            .ok()?;
         match read.answer {
             Answer::Status(status) => Some((read.position.sequence.0, status)),
             _ => None,
@@ -72,7 +80,10 @@ fn blank(space: &SpaceRecord, place: PartitionRecord) -> v1::Partition {
 
 fn add(partition: &mut v1::Partition, node: NodeId, answer: Option<(u64, StatusAnswer)>) {
     let Some((sequence, status)) = answer else {
-        partition.replicas.push(v1::Replica { node: node.0, ..Default::default() });
+        partition.replicas.push(v1::Replica {
+            node: node.0,
+            ..Default::default()
+        });
         return;
     };
     // The newest epoch knows best who leads.
@@ -97,7 +108,16 @@ mod tests {
     #[test]
     fn the_newest_epoch_names_the_primary() {
         let mut partition = v1::Partition::default();
-        let status = |leader, epoch| Some((5, StatusAnswer { leader, epoch, ..Default::default() }));
+        let status = |leader, epoch| {
+            Some((
+                5,
+                StatusAnswer {
+                    leader,
+                    epoch,
+                    ..Default::default()
+                },
+            ))
+        };
         add(&mut partition, NodeId(1), status(1, 3));
         add(&mut partition, NodeId(2), status(3, 4));
         add(&mut partition, NodeId(3), None);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use engram_core::types::{EdgeContext, OverlayContext, PartitionId, Sequence};
 use engram_proto::convert::DecodeError;
-use engram_proto::v1::{Consistency, PartitionPosition, SessionToken};
 use engram_proto::log;
+use engram_proto::v1::{Consistency, PartitionPosition, SessionToken};
 use prost::Message as _;
 
 use super::failure::InputError;
@@ -23,7 +23,10 @@ impl Positions {
     /// Of a write: the log up to its sequence.
     #[must_use]
     pub fn written(partition: PartitionId, sequence: Sequence) -> Self {
-        let position = EdgeContext { sequence, overlay: OverlayContext::default() };
+        let position = EdgeContext {
+            sequence,
+            overlay: OverlayContext::default(),
+        };
         Self([(partition, position)].into())
     }
 
@@ -35,10 +38,14 @@ impl Positions {
             overlay: if position.overlay.is_empty() {
                 bytes::Bytes::new()
             } else {
-                log::OverlayContext::from(&position.overlay).encode_to_vec().into()
+                log::OverlayContext::from(&position.overlay)
+                    .encode_to_vec()
+                    .into()
             },
         };
-        SessionToken { positions: self.0.iter().map(position).collect() }
+        SessionToken {
+            positions: self.0.iter().map(position).collect(),
+        }
     }
 
     /// # Errors
@@ -98,9 +105,18 @@ mod tests {
     #[test]
     fn tokens_come_back_as_they_went() {
         let mut positions = Positions::written(PartitionId(3), Sequence(9));
-        let dot = OverlayDot { actor: ActorId([7; 16]), n: 4 };
+        let dot = OverlayDot {
+            actor: ActorId([7; 16]),
+            n: 4,
+        };
         let overlay = OverlayContext::from_parts([], [dot]);
-        positions.note(PartitionId(3), &EdgeContext { sequence: Sequence(2), overlay });
+        positions.note(
+            PartitionId(3),
+            &EdgeContext {
+                sequence: Sequence(2),
+                overlay,
+            },
+        );
         positions.note(PartitionId(4), &EdgeContext::default());
         let back = Positions::from_token(Some(positions.token())).unwrap();
         assert_eq!(back, positions);
@@ -109,15 +125,24 @@ mod tests {
         };
         assert_eq!(Freshness::Session(held).at(PartitionId(3)), {
             let overlay = OverlayContext::from_parts([], [dot]);
-            ReadAt::Session(EdgeContext { sequence: Sequence(9), overlay })
+            ReadAt::Session(EdgeContext {
+                sequence: Sequence(9),
+                overlay,
+            })
         });
     }
 
     #[test]
     fn damaged_tokens_are_refused() {
         let overlay = bytes::Bytes::from_static(&[0xff, 0xff]);
-        let position = PartitionPosition { partition: 1, sequence: 1, overlay };
-        let token = SessionToken { positions: vec![position] };
+        let position = PartitionPosition {
+            partition: 1,
+            sequence: 1,
+            overlay,
+        };
+        let token = SessionToken {
+            positions: vec![position],
+        };
         assert!(Positions::from_token(Some(token)).is_err());
         assert!(Freshness::of(99, None).is_err());
     }

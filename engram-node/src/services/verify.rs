@@ -4,7 +4,6 @@
 //! The mark travels through the log, so all replicas note at the same sequence whatever is written
 //! meanwhile. A replica that cannot be asked makes the answer unequal: nothing is proved of it.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use engram_core::command::PartitionCommand;
@@ -31,9 +30,15 @@ impl Services {
     ) -> Result<v1::VerifyResponse, Failure> {
         let space = self.space(&request.space, deadline).await?;
         let wait = deadline.left(self.router().seams());
-        let reply = self.inner.controls.execute(ControlCommand::AllocateMark, wait).await?;
+        let reply = self
+            .inner
+            .controls
+            .execute(ControlCommand::AllocateMark, wait)
+            .await?;
         let ControlOutcome::MarkAllocated { mark } = reply.outcome? else {
-            return Err(Failure::Internal("a mark was asked for, something else came".into()));
+            return Err(Failure::Internal(
+                "a mark was asked for, something else came".into(),
+            ));
         };
         let partitions = space
             .partitions
@@ -56,12 +61,18 @@ impl Services {
         let marking = self.router().deadline(left / 2);
         let command = PartitionCommand::Mark { mark };
         let applied = self.router().command(place, command, marking).await?;
-        let asking = self.router().deadline(deadline.left(self.router().seams()) * 9 / 10);
+        let asking = self
+            .router()
+            .deadline(deadline.left(self.router().seams()) * 9 / 10);
         let map = self.router().map();
         let nodes = map.replicas(place.group).iter();
         let notes = nodes.map(|node| async {
             let sequence = applied.sequence.0;
-            (*node, self.note_of(*node, place, (mark, deep), sequence, asking).await)
+            (
+                *node,
+                self.note_of(*node, place, (mark, deep), sequence, asking)
+                    .await,
+            )
         });
         Ok(compare(place, applied.sequence.0, join_all(notes).await))
     }
@@ -75,13 +86,18 @@ impl Services {
         sequence: u64,
         deadline: Deadline,
     ) -> Result<MarkDigests, String> {
-        let query = ReadQuery { query: Some(Query::Mark(MarkQuery { mark: mark.0, deep })) };
+        let query = ReadQuery {
+            query: Some(Query::Mark(MarkQuery { mark: mark.0, deep })),
+        };
         let seams = self.router().seams();
         let mut pauses = Pauses::default();
         loop {
             let wait = deadline.left(seams);
             let wait = if deep { wait } else { wait.min(ATTEMPT_MAX) };
-            let why = match self.router().read_at(node, place.id, &query, &ReadAt::Stale, wait).await
+            let why = match self
+                .router()
+                .read_at(node, place.id, &query, &ReadAt::Stale, wait)
+                .await
             {
                 Ok(read) => match read.answer {
                     // An attempt at the mark that was thought lost may have come before.
@@ -105,33 +121,34 @@ impl Services {
     }
 }
 
-/// What has to be equal.
-fn essence(digests: &MarkDigests) -> (u64, Vec<u8>, Vec<u8>, Vec<u8>, (u64, u64), Vec<u8>) {
-    (
-        digests.sequence,
-        digests.log_hash.to_vec(),
-        digests.memory_digest.to_vec(),
-        digests.edge_digest.to_vec(),
-        (digests.generation, digests.index_jobs),
-        digests.topology_digest.to_vec(),
-    )
+/// Everything but what one replica found on its own disk has to be equal.
+fn alike(one: &MarkDigests, other: &MarkDigests) -> bool {
+    let blank = |digests: &MarkDigests| MarkDigests {
+        damage: String::new(),
+        ..digests.clone()
+    };
+    blank(one) == blank(other)
 }
 
-/// The greatest number of replicas that say the same is right; with a tie nobody is.
+/// What the greatest number of replicas says is right; with a tie nobody is.
+fn majority(notes: &[Note]) -> Option<MarkDigests> {
+    let said: Vec<&MarkDigests> = notes
+        .iter()
+        .filter_map(|(_, note)| note.as_ref().ok())
+        .collect();
+    let votes = |digests: &MarkDigests| said.iter().filter(|other| alike(other, digests)).count();
+    let right = said.iter().copied().max_by_key(|digests| votes(digests))?;
+    let rival = |digests: &&MarkDigests| !alike(digests, right) && votes(digests) == votes(right);
+    (!said.iter().copied().any(|digests| rival(&digests))).then(|| right.clone())
+}
+
 fn compare(place: PartitionRecord, sequence: u64, notes: Vec<Note>) -> v1::PartitionVerification {
-    let mut votes: BTreeMap<_, usize> = BTreeMap::new();
-    for (_, note) in &notes {
-        if let Ok(digests) = note {
-            *votes.entry(essence(digests)).or_default() += 1;
-        }
-    }
-    let most = votes.values().copied().max().unwrap_or(0);
-    let tie = votes.values().filter(|count| **count == most).count() > 1;
+    let right = majority(&notes);
     let replicas: Vec<v1::ReplicaDigests> = notes
         .into_iter()
         .map(|(node, note)| match note {
             Ok(digests) => {
-                let agrees = !tie && votes.get(&essence(&digests)) == Some(&most);
+                let agrees = right.as_ref().is_some_and(|right| alike(right, &digests));
                 v1::ReplicaDigests {
                     node: node.0,
                     agrees: agrees && digests.damage.is_empty(),
@@ -144,11 +161,20 @@ fn compare(place: PartitionRecord, sequence: u64, notes: Vec<Note>) -> v1::Parti
                     topology_digest: digests.topology_digest,
                 }
             }
-            Err(error) => v1::ReplicaDigests { node: node.0, error, ..Default::default() },
+            Err(error) => v1::ReplicaDigests {
+                node: node.0,
+                error,
+                ..Default::default()
+            },
         })
         .collect();
     let equal = !replicas.is_empty() && replicas.iter().all(|replica| replica.agrees);
-    v1::PartitionVerification { partition: place.id.0, sequence, equal, replicas }
+    v1::PartitionVerification {
+        partition: place.id.0,
+        sequence,
+        equal,
+        replicas,
+    }
 }
 
 #[cfg(test)]
@@ -158,18 +184,33 @@ mod tests {
     use super::*;
 
     fn place() -> PartitionRecord {
-        PartitionRecord { id: PartitionId(1), group: GroupId(1), slots: SlotRange::ALL }
+        PartitionRecord {
+            id: PartitionId(1),
+            group: GroupId(1),
+            slots: SlotRange::ALL,
+        }
     }
 
     fn note(node: u64, topology: u8) -> Note {
         let topology_digest = vec![topology; 16].into();
-        let digests = MarkDigests { sequence: 9, topology_digest, ..Default::default() };
+        let digests = MarkDigests {
+            sequence: 9,
+            topology_digest,
+            ..Default::default()
+        };
         (NodeId(node), Ok(digests))
     }
 
     fn agreement(notes: Vec<Note>) -> (bool, Vec<bool>) {
         let verified = compare(place(), 9, notes);
-        (verified.equal, verified.replicas.iter().map(|replica| replica.agrees).collect())
+        (
+            verified.equal,
+            verified
+                .replicas
+                .iter()
+                .map(|replica| replica.agrees)
+                .collect(),
+        )
     }
 
     #[test]
@@ -188,7 +229,10 @@ mod tests {
         let (equal, agrees) = agreement(vec![note(1, 7), note(2, 7), silent]);
         assert_eq!((equal, agrees), (false, vec![true, true, false]));
         let (node, digests) = note(3, 7);
-        let digests = digests.map(|d| MarkDigests { damage: "rotten".into(), ..d });
+        let digests = digests.map(|d| MarkDigests {
+            damage: "rotten".into(),
+            ..d
+        });
         let (equal, agrees) = agreement(vec![note(1, 7), note(2, 7), (node, digests)]);
         assert_eq!((equal, agrees), (false, vec![true, true, false]));
         assert_eq!(agreement(Vec::new()), (false, Vec::new()));

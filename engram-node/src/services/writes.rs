@@ -24,12 +24,16 @@ impl Services {
         let (id, config) = (requester.request_id(0), &space.config);
         let op = input::remember(config, id, memory, &request.edges, expected)?;
         let id = op.id.as_str().to_owned();
-        let (outcome, token) =
-            self.write_one(&space, requester, Op::Remember(op), deadline).await?;
+        let (outcome, token) = self
+            .write_one(&space, requester, Op::Remember(op), deadline)
+            .await?;
         match outcome {
-            OpOutcome::Remembered { version, created } => {
-                Ok(v1::RememberResponse { id, version: version.0, created, token: Some(token) })
-            }
+            OpOutcome::Remembered { version, created } => Ok(v1::RememberResponse {
+                id,
+                version: version.0,
+                created,
+                token: Some(token),
+            }),
             other => Err(unfit(&other)),
         }
     }
@@ -43,9 +47,10 @@ impl Services {
         let requester = self.requester(request.request.as_ref())?;
         let op = Op::Forget(input::forget(&request.id, request.expected_version)?);
         match self.write_one(&space, requester, op, deadline).await? {
-            (OpOutcome::Forgotten { existed }, token) => {
-                Ok(v1::ForgetResponse { existed, token: Some(token) })
-            }
+            (OpOutcome::Forgotten { existed }, token) => Ok(v1::ForgetResponse {
+                existed,
+                token: Some(token),
+            }),
             (other, _) => Err(unfit(&other)),
         }
     }
@@ -73,8 +78,18 @@ pub fn home_of(space: &SpaceRecord, op: &Op) -> PartitionRecord {
 
 /// A write whose stamp and contexts the proposing leader fills in.
 pub fn write_of(requester: Requester, ops: Vec<(u32, Op)>) -> Write {
-    let Requester { client, counter, retried } = requester;
-    Write { client, counter, retried, stamp: Hlc::default(), ops }
+    let Requester {
+        client,
+        counter,
+        retried,
+    } = requester;
+    Write {
+        client,
+        counter,
+        retried,
+        stamp: Hlc::default(),
+        ops,
+    }
 }
 
 /// The outcome of a write of one operation; a rejection is a failure.
@@ -85,7 +100,9 @@ pub fn only_outcome(
     match outcomes.into_iter().next() {
         Some((_, OpOutcome::Rejected(rejection))) => Err(rejection.into()),
         Some((_, outcome)) => Ok(outcome),
-        None => Err(Failure::Internal(format!("partition {partition} applied nothing"))),
+        None => Err(Failure::Internal(format!(
+            "partition {partition} applied nothing"
+        ))),
     }
 }
 

@@ -12,7 +12,9 @@ impl From<&PropertyValue> for api::PropertyValue {
             PropertyValue::Text(text) => Value::Text(text.clone()),
             PropertyValue::Number(number) => Value::Number(*number),
             PropertyValue::Boolean(boolean) => Value::Boolean(*boolean),
-            PropertyValue::List(items) => Value::List(api::TextList { items: items.clone() }),
+            PropertyValue::List(items) => Value::List(api::TextList {
+                items: items.clone(),
+            }),
         };
         Self { value: Some(value) }
     }
@@ -23,12 +25,17 @@ impl TryFrom<api::PropertyValue> for PropertyValue {
 
     fn try_from(message: api::PropertyValue) -> Result<Self, DecodeError> {
         use api::property_value::Value;
-        Ok(match message.value.ok_or(DecodeError::Missing("a property's value"))? {
-            Value::Text(text) => Self::Text(text),
-            Value::Number(number) => Self::Number(number),
-            Value::Boolean(boolean) => Self::Boolean(boolean),
-            Value::List(list) => Self::List(list.items),
-        })
+        Ok(
+            match message
+                .value
+                .ok_or(DecodeError::Missing("a property's value"))?
+            {
+                Value::Text(text) => Self::Text(text),
+                Value::Number(number) => Self::Number(number),
+                Value::Boolean(boolean) => Self::Boolean(boolean),
+                Value::List(list) => Self::List(list.items),
+            },
+        )
     }
 }
 
@@ -41,7 +48,11 @@ pub fn memory_to_api(memory: &Memory, embedding: Option<Vec<f32>>) -> api::Memor
         embedding: embedding.unwrap_or_default(),
         embedding_model: memory.embedding_model.clone(),
         labels: memory.labels.iter().cloned().collect(),
-        properties: memory.properties.iter().map(|(key, value)| (key.clone(), value.into())).collect(),
+        properties: memory
+            .properties
+            .iter()
+            .map(|(key, value)| (key.clone(), value.into()))
+            .collect(),
         confidence: Some(memory.confidence.to_f64()),
         version: memory.version.0,
         created_millis: memory.created.millis() as i64,
@@ -81,7 +92,9 @@ pub const EXPONENT_MAX: f64 = 1_000.0;
 /// When a parameter is out of its range.
 pub fn decay_from_api(decay: Option<api::Decay>) -> Result<Decay, DecodeError> {
     use api::decay::Law;
-    let Some(decay) = decay else { return Ok(Decay::None) };
+    let Some(decay) = decay else {
+        return Ok(Decay::None);
+    };
     let positive = |what, actual: u64| match actual {
         0 => Err(DecodeError::OutOfRange { what, actual }),
         _ => Ok(actual),
@@ -95,7 +108,10 @@ pub fn decay_from_api(decay: Option<api::Decay>) -> Result<Decay, DecodeError> {
             let allowed = law.exponent > 0.0 && law.exponent <= EXPONENT_MAX;
             if !allowed {
                 let actual = law.exponent as u64;
-                return Err(DecodeError::OutOfRange { what: "exponent", actual });
+                return Err(DecodeError::OutOfRange {
+                    what: "exponent",
+                    actual,
+                });
             }
             Decay::PowerLaw {
                 scale_millis: positive("scale_millis", law.scale_millis)?,
@@ -114,7 +130,10 @@ pub fn decay_to_api(decay: Decay) -> Option<api::Decay> {
         Decay::Exponential { half_life_millis } => {
             Law::Exponential(Exponential { half_life_millis })
         }
-        Decay::PowerLaw { scale_millis, exponent_thousandths } => Law::PowerLaw(PowerLaw {
+        Decay::PowerLaw {
+            scale_millis,
+            exponent_thousandths,
+        } => Law::PowerLaw(PowerLaw {
             scale_millis,
             exponent: f64::from(exponent_thousandths) / 1_000.0,
         }),
@@ -144,22 +163,35 @@ mod tests {
     #[test]
     fn impossible_decays_are_refused() {
         use api::decay::{Exponential, Law, PowerLaw};
-        let power = |scale_millis, exponent| Law::PowerLaw(PowerLaw { scale_millis, exponent });
+        let power = |scale_millis, exponent| {
+            Law::PowerLaw(PowerLaw {
+                scale_millis,
+                exponent,
+            })
+        };
         for law in [
-            Law::Exponential(Exponential { half_life_millis: 0 }),
+            Law::Exponential(Exponential {
+                half_life_millis: 0,
+            }),
             power(0, 1.0),
             power(1, 0.0),
             power(1, f64::NAN),
             power(1, 1e9),
         ] {
-            assert!(decay_from_api(Some(api::Decay { law: Some(law) })).is_err(), "{law:?}");
+            assert!(
+                decay_from_api(Some(api::Decay { law: Some(law) })).is_err(),
+                "{law:?}"
+            );
         }
     }
 
     #[test]
     fn metrics_survive_the_api() {
         for metric in [Metric::Cosine, Metric::Dot, Metric::L2] {
-            assert_eq!(metric_from_api(api::Metric::from(metric).into()), Ok(metric));
+            assert_eq!(
+                metric_from_api(api::Metric::from(metric).into()),
+                Ok(metric)
+            );
         }
         assert_eq!(metric_from_api(0), Ok(Metric::Cosine));
         assert!(metric_from_api(9).is_err());

@@ -3,5 +3,6 @@
 mod basics;
 mod model;
 mod overlay;
+mod recall;
 mod snapshots;
 mod support;

@@ -25,7 +25,11 @@ pub fn config() -> SpaceConfig {
         name: "test".into(),
         dimension: DIMENSION,
         metric: Metric::L2,
-        index: IndexParameters { m: 4, ef_construction: 16, ..IndexParameters::new(11) },
+        index: IndexParameters {
+            m: 4,
+            ef_construction: 16,
+            ..IndexParameters::new(11)
+        },
         embedding_model: String::new(),
         decay: crate::types::Decay::None,
     }
@@ -59,20 +63,45 @@ pub fn remember(name: &str, vector: Option<[f32; 4]>) -> Remember {
 }
 
 pub fn out_edge(to: &str, weight: f64) -> OutEdge {
-    OutEdge { to: id(to), relation: relation("r"), weight: unit(weight), confidence: Unit::ONE }
+    OutEdge {
+        to: id(to),
+        relation: relation("r"),
+        weight: unit(weight),
+        confidence: Unit::ONE,
+    }
 }
 
 pub fn associate(from: &str, to: &str, weight: f64) -> Op {
-    let OutEdge { to, relation, weight, confidence } = out_edge(to, weight);
-    Op::Associate(Associate { from: id(from), to, relation, weight, confidence })
+    let OutEdge {
+        to,
+        relation,
+        weight,
+        confidence,
+    } = out_edge(to, weight);
+    Op::Associate(Associate {
+        from: id(from),
+        to,
+        relation,
+        weight,
+        confidence,
+    })
 }
 
 pub fn dissociate(from: &str, to: &str, context: EdgeContext) -> Op {
-    Op::Dissociate(Dissociate { from: id(from), to: id(to), relation: relation("r"), context })
+    Op::Dissociate(Dissociate {
+        from: id(from),
+        to: id(to),
+        relation: relation("r"),
+        context,
+    })
 }
 
 pub fn forget(name: &str, context: EdgeContext) -> Op {
-    Op::Forget(Forget { id: id(name), expected: Expected::Anything, context })
+    Op::Forget(Forget {
+        id: id(name),
+        expected: Expected::Anything,
+        context,
+    })
 }
 
 pub const CLIENT: ClientId = ClientId([9; 16]);
@@ -109,15 +138,23 @@ impl Driven {
         let storage = MemoryStorage::new();
         let mut batch = Batch::new();
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-        let partition =
-            Partition::create_with(shared, P, config(), slots, &mut batch, options);
+        let partition = Partition::create_with(shared, P, config(), slots, &mut batch, options);
         storage.write(batch, Durability::Sync).expect("writes");
-        Self { storage, partition, log: Vec::new(), options, counter: 0 }
+        Self {
+            storage,
+            partition,
+            log: Vec::new(),
+            options,
+            counter: 0,
+        }
     }
 
     pub fn apply(&mut self, command: PartitionCommand) -> Applied {
         let bytes = bytes_of(&command);
-        let applied = self.partition.apply(&command, &bytes, Batch::new()).expect("applies");
+        let applied = self
+            .partition
+            .apply(&command, &bytes, Batch::new())
+            .expect("applies");
         self.log.push(command);
         applied
     }
@@ -152,7 +189,9 @@ impl Driven {
         // The creation is sequence 1, and not in this log.
         let applied = (self.partition.sequence().0 - 1) as usize;
         for command in &self.log[applied..] {
-            self.partition.apply(command, &bytes_of(command), Batch::new()).expect("applies");
+            self.partition
+                .apply(command, &bytes_of(command), Batch::new())
+                .expect("applies");
         }
     }
 
@@ -173,14 +212,27 @@ impl Driven {
             Direction::Out => edge.to.to_string(),
             Direction::In => edge.from.to_string(),
         };
-        found.edges.iter().map(|edge| (other(edge), edge.weight.bits())).collect()
+        found
+            .edges
+            .iter()
+            .map(|edge| (other(edge), edge.weight.bits()))
+            .collect()
     }
 
     pub fn recall(&self, vector: [f32; 4], limit: usize) -> Vec<String> {
-        let query =
-            RecallQuery { vector: &vector, limit, effort: 0, filter: None, exclude: None };
+        let query = RecallQuery {
+            vector: &vector,
+            limit,
+            effort: 0,
+            filter: None,
+            exclude: None,
+        };
         let recalled = self.partition.recall(&query).expect("recalls");
-        recalled.hits.iter().map(|hit| hit.memory.id.to_string()).collect()
+        recalled
+            .hits
+            .iter()
+            .map(|hit| hit.memory.id.to_string())
+            .collect()
     }
 
     pub fn assert_scrubs(&self) {
@@ -192,7 +244,12 @@ impl Driven {
 pub fn neighbors(partition: &Partition, name: &str, direction: Direction) -> Neighbors {
     let relations = BTreeSet::new();
     let (id, limit) = (id(name), usize::MAX);
-    let query =
-        NeighborsQuery { id: &id, direction, relations: &relations, now_millis: 0, limit };
+    let query = NeighborsQuery {
+        id: &id,
+        direction,
+        relations: &relations,
+        now_millis: 0,
+        limit,
+    };
     partition.neighbors(&query).expect("reads")
 }

@@ -53,7 +53,11 @@ impl Services {
         let query = parameters::query(&request)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space(&request.space, deadline).await?;
-        let reading = Reading { space: &space, freshness: &freshness, deadline };
+        let reading = Reading {
+            space: &space,
+            freshness: &freshness,
+            deadline,
+        };
         let seams = self.router().seams();
         let now_millis = match request.now_millis {
             Some(now) => u64::try_from(now).unwrap_or(0),
@@ -65,7 +69,9 @@ impl Services {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let lost = match self.attempt(&reading, &query, (id, attempt, now_millis), &mut listening).await
+            let lost = match self
+                .attempt(&reading, &query, (id, attempt, now_millis), &mut listening)
+                .await
             {
                 Ok(finished) => return Ok(self.events(&query, finished)),
                 Err(Lost::Final(failure)) => return Err(failure),
@@ -74,7 +80,11 @@ impl Services {
             tracing::debug!(attempt, cause = lost, "a spread lost a participant");
             pauses.pause(seams, deadline).await;
             if deadline.has_passed(seams) {
-                return Err(SpreadFailure::Lost { attempts: attempt, cause: lost }.into());
+                return Err(SpreadFailure::Lost {
+                    attempts: attempt,
+                    cause: lost,
+                }
+                .into());
             }
         }
     }
@@ -105,10 +115,14 @@ impl Services {
         let over = self.router().deadline(wait);
         self.start_all(&coordinator, &route, wait).await?;
         loop {
-            let report = seams.timeout(over.left(seams), listening.reports.recv()).await;
+            let report = seams
+                .timeout(over.left(seams), listening.reports.recv())
+                .await;
             let Ok(Some(message)) = report else {
-                let silent: Vec<String> =
-                    coordinator.outstanding().map(|node| node.to_string()).collect();
+                let silent: Vec<String> = coordinator
+                    .outstanding()
+                    .map(|node| node.to_string())
+                    .collect();
                 let silent = silent.join(", ");
                 return Err(Lost::Participant(format!("no report of nodes {silent}")));
             };
@@ -131,14 +145,23 @@ impl Services {
         let mut plans: BTreeMap<NodeId, Vec<PartitionPlan>> = BTreeMap::new();
         let mut positions: BTreeMap<NodeId, HashMap<PartitionId, EdgeContext>> = BTreeMap::new();
         for (place, read) in try_join_all(asked).await? {
-            let plan = PartitionPlan { partition: place.id, slots: place.slots };
+            let plan = PartitionPlan {
+                partition: place.id,
+                slots: place.slots,
+            };
             plans.entry(read.node).or_default().push(plan);
-            positions.entry(read.node).or_default().insert(place.id, read.position);
+            positions
+                .entry(read.node)
+                .or_default()
+                .insert(place.id, read.position);
         }
         let participants = plans.into_iter();
         let participants =
             participants.map(|(node, partitions)| ParticipantPlan { node, partitions });
-        Ok(Route { participants: participants.collect(), positions })
+        Ok(Route {
+            participants: participants.collect(),
+            positions,
+        })
     }
 
     async fn start_all(
@@ -170,14 +193,21 @@ impl Services {
         let started = if node == self.router().local() {
             spreads.start(start.clone(), positions, wait)
         } else {
-            spreads.messenger().start(node, start, positions, wait).await
+            spreads
+                .messenger()
+                .start(node, start, positions, wait)
+                .await
         };
         started.map_err(|reason| format!("node {node}: {reason}"))
     }
 
     /// Hops in order, then the result, or why there is none.
     fn events(&self, query: &Query, finished: Finished) -> Answers<v1::SpreadEvent> {
-        let Finished { end, outcome, pinned } = finished;
+        let Finished {
+            end,
+            outcome,
+            pinned,
+        } = finished;
         let hops = outcome.hops.iter().map(|stats| {
             Event::Hop(v1::HopDone {
                 hop: stats.hop,
@@ -187,8 +217,13 @@ impl Services {
         });
         let mut events: Vec<Result<Event, tonic::Status>> = hops.map(Ok).collect();
         let mut positions = Positions::default();
-        pinned.iter().for_each(|(partition, position)| positions.note(*partition, position));
-        let missing = outcome.missing_seeds.iter().filter_map(|hash| query.ids.get(hash));
+        pinned
+            .iter()
+            .for_each(|(partition, position)| positions.note(*partition, position));
+        let missing = outcome
+            .missing_seeds
+            .iter()
+            .filter_map(|hash| query.ids.get(hash));
         events.push(match end {
             ReportEnd::Complete => Ok(Event::Result(v1::SpreadResult {
                 activated: outcome.activated.into_iter().map(api_activated).collect(),
@@ -198,7 +233,10 @@ impl Services {
                 token: Some(positions.token()),
             })),
             ReportEnd::TooManyActivated { hop } => {
-                let failure = SpreadFailure::TooManyActivated { hop, max: ACTIVATED_MAX };
+                let failure = SpreadFailure::TooManyActivated {
+                    hop,
+                    max: ACTIVATED_MAX,
+                };
                 Err(self.status(&failure.into()))
             }
         });
@@ -219,18 +257,30 @@ fn take(
             return Err(Lost::Final(SpreadFailure::Exhausted(fault.reason).into()));
         }
         Some(Content::Fault(fault)) => {
-            return Err(Lost::Participant(format!("node {source}: {}", fault.reason)));
+            return Err(Lost::Participant(format!(
+                "node {source}: {}",
+                fault.reason
+            )));
         }
-        None => return Err(Lost::Participant(format!("node {source} said nothing known"))),
+        None => {
+            return Err(Lost::Participant(format!(
+                "node {source} said nothing known"
+            )));
+        }
     };
     let report = report.map_err(|error| Lost::Participant(format!("node {source}: {error}")))?;
-    coordinator.on_report(report).map_err(|error| Lost::Participant(error.to_string()))
+    coordinator
+        .on_report(report)
+        .map_err(|error| Lost::Participant(error.to_string()))
 }
 
 fn api_activated(activated: Activated) -> v1::Activated {
     let step = |step: engram_core::spread::PathStep| v1::PathStep {
         id: step.id.as_str().to_owned(),
-        relation: step.relation.map(|name| name.as_str().to_owned()).unwrap_or_default(),
+        relation: step
+            .relation
+            .map(|name| name.as_str().to_owned())
+            .unwrap_or_default(),
         share: step.share,
     };
     v1::Activated {

@@ -54,7 +54,10 @@ impl Messenger {
     ) -> Result<(), String> {
         let position = |(partition, position): (&PartitionId, &EdgeContext)| {
             let position = Some(position.into());
-            engram_proto::peer::SpreadPosition { partition: partition.0, position }
+            engram_proto::peer::SpreadPosition {
+                partition: partition.0,
+                position,
+            }
         };
         let message = SpreadStartMessage {
             start: start.encode().into(),
@@ -62,7 +65,11 @@ impl Messenger {
             positions: positions.iter().map(position).collect(),
         };
         let mut client = self.client(node)?;
-        taken(self.seams.timeout(wait.min(OFFER_WAIT), Box::pin(client.start(message))).await)
+        taken(
+            self.seams
+                .timeout(wait.min(OFFER_WAIT), Box::pin(client.start(message)))
+                .await,
+        )
     }
 
     /// Offers a frame until it is taken.
@@ -76,11 +83,18 @@ impl Messenger {
         deadline: Deadline,
     ) -> Result<(), String> {
         let query = frame.query.0.to_vec().into();
-        let message = SpreadFrameMessage { query, frame: frame.encode().into() };
+        let message = SpreadFrameMessage {
+            query,
+            frame: frame.encode().into(),
+        };
         let wait = deadline.left(&self.seams);
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
-            taken(self.seams.timeout(wait, Box::pin(client.deliver(message.clone()))).await)
+            taken(
+                self.seams
+                    .timeout(wait, Box::pin(client.deliver(message.clone())))
+                    .await,
+            )
         })
         .await
     }
@@ -98,7 +112,11 @@ impl Messenger {
         let wait = deadline.left(&self.seams);
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
-            taken(self.seams.timeout(wait, Box::pin(client.report(message.clone()))).await)
+            taken(
+                self.seams
+                    .timeout(wait, Box::pin(client.report(message.clone())))
+                    .await,
+            )
         })
         .await
     }
@@ -128,8 +146,14 @@ fn taken<E: std::fmt::Display>(
     answer: Result<Result<Response<SpreadAnswer>, Status>, E>,
 ) -> Result<(), String> {
     let answer = answer.map_err(|error| error.to_string())?;
-    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
-    if answer.refused.is_empty() { Ok(()) } else { Err(answer.refused) }
+    let answer = answer
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    if answer.refused.is_empty() {
+        Ok(())
+    } else {
+        Err(answer.refused)
+    }
 }
 
 /// The receiving side.
@@ -145,7 +169,9 @@ impl SpreadService {
 }
 
 fn answer(result: Result<(), String>) -> Result<Response<SpreadAnswer>, Status> {
-    Ok(Response::new(SpreadAnswer { refused: result.err().unwrap_or_default() }))
+    Ok(Response::new(SpreadAnswer {
+        refused: result.err().unwrap_or_default(),
+    }))
 }
 
 #[tonic::async_trait]

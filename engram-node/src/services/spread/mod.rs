@@ -9,6 +9,8 @@ mod coordinator;
 mod messages;
 mod parameters;
 mod registry;
+#[cfg(test)]
+mod tests;
 
 pub use messages::SpreadService;
 pub use registry::Registry;

@@ -40,11 +40,20 @@ pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
     for seed in &request.seeds {
         let id = input::memory_id("a seed", &seed.id)?;
         let amount = amount("a seed's activation", seed.activation.unwrap_or(1.0))?;
-        seeds.push(Seed { memory: id.hash(), slot: id.hash_slot(), amount });
+        seeds.push(Seed {
+            memory: id.hash(),
+            slot: id.hash_slot(),
+            amount,
+        });
         ids.insert(id.hash(), id);
     }
     let parameters = parameters(request)?;
-    Ok(Query { parameters, filter: request.filter.clone(), seeds, ids })
+    Ok(Query {
+        parameters,
+        filter: request.filter.clone(),
+        seeds,
+        ids,
+    })
 }
 
 fn check_mode(mode: i32) -> Result<(), Failure> {
@@ -66,22 +75,37 @@ fn parameters(request: &v1::SpreadRequest) -> Result<SpreadParameters, InputErro
     let relations = request.relations.iter().map(|name| input::relation(name));
     let relations: BTreeSet<_> = relations.collect::<Result<_, _>>()?;
     let factor = |(name, factor): (&String, &f64)| {
-        Ok::<_, InputError>((input::relation(name)?, input::unit("a relation's factor", Some(*factor))?))
+        Ok::<_, InputError>((
+            input::relation(name)?,
+            input::unit("a relation's factor", Some(*factor))?,
+        ))
     };
     let half = Unit::from_bits(ONE / 2).unwrap_or(Unit::ONE);
     let parameters = SpreadParameters {
-        hops: if request.hops == 0 { HOPS_DEFAULT } else { request.hops },
+        hops: if request.hops == 0 {
+            HOPS_DEFAULT
+        } else {
+            request.hops
+        },
         decay: input::unit_or("the decay", request.decay, half)?,
         threshold: amount("the threshold", request.threshold)?,
         normalization,
         relations: (!relations.is_empty()).then_some(relations),
-        relation_factors: request.relation_factors.iter().map(factor).collect::<Result<_, _>>()?,
+        relation_factors: request
+            .relation_factors
+            .iter()
+            .map(factor)
+            .collect::<Result<_, _>>()?,
         revisit: input::unit("the revisit factor", request.revisit_factor)?,
         refractory_hops: request.refractory_hops,
         fan_limit: (request.fan_limit != 0).then_some(request.fan_limit),
         explain: request.explain,
         activated_max: ACTIVATED_MAX,
-        limit: if request.limit == 0 { LIMIT_DEFAULT } else { request.limit } as usize,
+        limit: if request.limit == 0 {
+            LIMIT_DEFAULT
+        } else {
+            request.limit
+        } as usize,
     };
     input::at_most("the limit", "memories", parameters.limit, LIMIT_MAX)?;
     parameters.check()?;
@@ -93,7 +117,12 @@ fn amount(what: &'static str, value: f64) -> Result<u64, InputError> {
     if (0.0..=ACTIVATION_MAX).contains(&value) {
         Ok((value * ONE as f64).floor() as u64)
     } else {
-        Err(InputError::OutOfRange { what, actual: value, min: 0.0, max: ACTIVATION_MAX })
+        Err(InputError::OutOfRange {
+            what,
+            actual: value,
+            min: 0.0,
+            max: ACTIVATION_MAX,
+        })
     }
 }
 
@@ -102,13 +131,19 @@ mod tests {
     use super::*;
 
     fn request() -> v1::SpreadRequest {
-        let seed = v1::Seed { id: "a".into(), activation: None };
-        v1::SpreadRequest { seeds: vec![seed], ..Default::default() }
+        let seed = v1::Seed {
+            id: "a".into(),
+            activation: None,
+        };
+        v1::SpreadRequest {
+            seeds: vec![seed],
+            ..Default::default()
+        }
     }
 
     #[test]
     fn what_is_not_said_has_a_default() {
-        let query = query(&request()).ok().expect("a usable request");
+        let query = query(&request()).expect("a usable request");
         assert_eq!(query.parameters, SpreadParameters::default());
         assert_eq!(query.seeds[0].amount, ONE);
     }

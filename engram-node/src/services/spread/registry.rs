@@ -70,7 +70,12 @@ pub struct Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.registry.inner.state.lock().coordinators.remove(&self.query);
+        self.registry
+            .inner
+            .state
+            .lock()
+            .coordinators
+            .remove(&self.query);
     }
 }
 
@@ -78,7 +83,13 @@ impl Registry {
     #[must_use]
     pub fn new(router: Router, links: Arc<dyn Links>) -> Self {
         let messenger = Messenger::new(router.seams().clone(), links);
-        Self { inner: Arc::new(Inner { router, messenger, state: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                router,
+                messenger,
+                state: Mutex::default(),
+            }),
+        }
     }
 
     fn seams(&self) -> &Seams {
@@ -93,7 +104,11 @@ impl Registry {
     pub(super) fn listen(&self, query: QueryId) -> Listening {
         let (sender, reports) = mpsc::channel(REPORTS_MAX);
         self.inner.state.lock().coordinators.insert(query, sender);
-        Listening { registry: self.clone(), query, reports }
+        Listening {
+            registry: self.clone(),
+            query,
+            reports,
+        }
     }
 
     /// Takes part in a query from now on. A later attempt replaces an earlier one.
@@ -110,13 +125,18 @@ impl Registry {
         let (sender, inbox) = mpsc::channel(INBOX_FRAMES_MAX);
         {
             let mut state = self.inner.state.lock();
-            let held = state.running.get(&start.query).map(|running| running.attempt);
+            let held = state
+                .running
+                .get(&start.query)
+                .map(|running| running.attempt);
             if held.is_some_and(|attempt| attempt >= start.attempt) {
                 // The start came twice, or late.
                 return Ok(());
             }
             if held.is_none() && state.running.len() >= PARTICIPANTS_MAX {
-                return Err(format!("{PARTICIPANTS_MAX} spreads run on the node already"));
+                return Err(format!(
+                    "{PARTICIPANTS_MAX} spreads run on the node already"
+                ));
             }
             if let Some(early) = state.early.get_mut(&start.query) {
                 let now = |frame: &mut Frame| frame.attempt <= start.attempt;
@@ -126,7 +146,10 @@ impl Registry {
                 }
             }
             state.early.retain(|_, early| !early.frames.is_empty());
-            let running = Running { attempt: start.attempt, inbox: sender };
+            let running = Running {
+                attempt: start.attempt,
+                inbox: sender,
+            };
             state.running.insert(start.query, running);
         }
         let deadline = Deadline::after(self.seams(), wait);
@@ -146,18 +169,27 @@ impl Registry {
         let node = here.node();
         let filter = (!start.filter.is_empty()).then(|| Filter::parse(&start.filter));
         let filter = filter.transpose().map_err(|error| error.to_string())?;
-        let own = start.participants.iter().find(|participant| participant.node == node);
+        let own = start
+            .participants
+            .iter()
+            .find(|participant| participant.node == node);
         let own = own.ok_or_else(|| format!("node {node} is not among the participants"))?;
         let mut partitions = Vec::new();
         for plan in &own.partitions {
             let id = plan.partition;
             let replica = here.partition(id);
             let replica = replica.ok_or_else(|| format!("no replica of partition {id}"))?;
-            if positions.get(&id).is_some_and(|position| !here.covers(&replica, position)) {
+            if positions
+                .get(&id)
+                .is_some_and(|position| !here.covers(&replica, position))
+            {
                 return Err(format!("the replica of partition {id} fell back"));
             }
             let relations = start.parameters.relations.clone();
-            partitions.push((id, replica.adjacency(filter.clone(), relations, start.now_millis)));
+            partitions.push((
+                id,
+                replica.adjacency(filter.clone(), relations, start.now_millis),
+            ));
         }
         Participant::new(start, node, partitions).map_err(|error| error.to_string())
     }
@@ -181,15 +213,24 @@ impl Registry {
                 };
             }
         }
-        state.early.retain(|_, early| !early.until.has_passed(seams));
+        state
+            .early
+            .retain(|_, early| !early.until.has_passed(seams));
         if !state.early.contains_key(&frame.query) && state.early.len() >= EARLY_QUERIES_MAX {
-            return Err(format!("{EARLY_QUERIES_MAX} queries wait for their start already"));
+            return Err(format!(
+                "{EARLY_QUERIES_MAX} queries wait for their start already"
+            ));
         }
         let until = Deadline::after(seams, EARLY_WAIT);
         let early = state.early.entry(frame.query);
-        let early = early.or_insert_with(|| Early { until, frames: Vec::new() });
+        let early = early.or_insert_with(|| Early {
+            until,
+            frames: Vec::new(),
+        });
         if early.frames.len() >= EARLY_FRAMES_MAX {
-            return Err(format!("{EARLY_FRAMES_MAX} frames wait for the start already"));
+            return Err(format!(
+                "{EARLY_FRAMES_MAX} frames wait for the start already"
+            ));
         }
         early.frames.push(frame);
         Ok(())
@@ -204,7 +245,9 @@ impl Registry {
             return Err("the query's id must have 16 bytes".into());
         };
         let state = self.inner.state.lock();
-        let Some(coordinator) = state.coordinators.get(&QueryId(query)) else { return Ok(()) };
+        let Some(coordinator) = state.coordinators.get(&QueryId(query)) else {
+            return Ok(());
+        };
         match coordinator.try_send(report) {
             Err(mpsc::error::TrySendError::Full(_)) => Err("too many reports wait".into()),
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
@@ -223,7 +266,10 @@ impl Registry {
         loop {
             match step {
                 Ok(step) => self.send(&start, step, deadline),
-                Err(ParticipantError::BadFrame { source_node, reason }) => {
+                Err(ParticipantError::BadFrame {
+                    source_node,
+                    reason,
+                }) => {
                     tracing::warn!(node = %source_node, reason, "a spread frame makes no sense");
                 }
                 Err(error) => {
@@ -235,11 +281,17 @@ impl Registry {
                 break;
             }
             let left = deadline.left(self.seams());
-            let Ok(Some(frame)) = self.seams().timeout(left, inbox.recv()).await else { break };
+            let Ok(Some(frame)) = self.seams().timeout(left, inbox.recv()).await else {
+                break;
+            };
             (participant, step) = self.stepped(participant, |part| part.on_frame(frame)).await;
         }
         let mut state = self.inner.state.lock();
-        if state.running.get(&start.query).is_some_and(|held| held.attempt == start.attempt) {
+        if state
+            .running
+            .get(&start.query)
+            .is_some_and(|held| held.attempt == start.attempt)
+        {
             state.running.remove(&start.query);
         }
     }
@@ -276,7 +328,11 @@ impl Registry {
     }
 
     fn give_up(&self, start: &SpreadStart, reason: String, exhausted: bool, deadline: Deadline) {
-        self.tell(start, Content::Fault(SpreadFault { reason, exhausted }), deadline);
+        self.tell(
+            start,
+            Content::Fault(SpreadFault { reason, exhausted }),
+            deadline,
+        );
     }
 
     /// Tells the coordinator, who may be here.
@@ -292,7 +348,11 @@ impl Registry {
             let told = if coordinator == registry.inner.router.local() {
                 registry.report(message)
             } else {
-                registry.inner.messenger.report(coordinator, message, deadline).await
+                registry
+                    .inner
+                    .messenger
+                    .report(coordinator, message, deadline)
+                    .await
             };
             if let Err(reason) = told {
                 tracing::debug!(node = %coordinator, reason, "a spread report was not taken");

@@ -1,0 +1,8 @@
+//! Real partitions through their public interface: replicas that must be equal, layouts that must
+//! give one answer.
+
+mod common;
+mod replicas;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+mod spread_layouts;
