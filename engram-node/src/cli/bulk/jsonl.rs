@@ -320,10 +320,7 @@ mod tests {
             code(r#"{"id":"a","embedding":[1]}"#),
             Some("WRONG_DIMENSION")
         );
-        assert_eq!(
-            code(r#"{"id":"a","embedding":[0,0]}"#),
-            Some("ZERO_VECTOR")
-        );
+        assert_eq!(code(r#"{"id":"a","embedding":[0,0]}"#), Some("ZERO_VECTOR"));
         assert_eq!(code(r#"{"id":"a","embedding":[1e39,0]}"#).is_some(), true);
         assert_eq!(code(r#"{"id":"a","confidence":1.5}"#), Some("OUT_OF_RANGE"));
         assert_eq!(
