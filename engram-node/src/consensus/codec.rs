@@ -130,22 +130,12 @@ pub fn decode_payload(bytes: &[u8]) -> Result<Payload, String> {
 }
 
 /// Where a group's state is: `01 g` in the metadata family.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct GroupPosition {
     pub applied: Option<LogId>,
     pub membership: StoredMembership,
     /// A snapshot was being installed: the state is neither the old nor the new one.
     pub installing: bool,
-}
-
-impl Default for GroupPosition {
-    fn default() -> Self {
-        Self {
-            applied: None,
-            membership: StoredMembership::default(),
-            installing: false,
-        }
-    }
 }
 
 #[derive(Serialize, Deserialize)]

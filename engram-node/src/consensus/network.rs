@@ -187,7 +187,7 @@ fn read_chunk(reader: &mut dyn Read) -> std::io::Result<Bytes> {
 }
 
 fn malformed(error: wire::Malformed) -> RPCError<Types> {
-    RPCError::Network(NetworkError::new(&error))
+    RPCError::Network(NetworkError::from_string(error))
 }
 
 fn unexpected() -> RPCError<Types> {
@@ -211,7 +211,14 @@ impl RaftNetworkV2<Types> for Network {
         };
         let body = Body::Append(wire::append(&request));
         match self.call(RPCTypes::AppendEntries, body, wait).await? {
-            Body::AppendAnswer(answer) => wire::read_append_answer(answer).map_err(malformed),
+            Body::AppendAnswer(answer) => {
+                let answer = wire::read_append_answer(answer).map_err(malformed)?;
+                // Nothing conflicts with the beginning of the log; openraft relies on it.
+                if answer.is_conflict() && request.prev_log_id.is_none() {
+                    return Err(unexpected());
+                }
+                Ok(answer)
+            }
             _ => Err(unexpected()),
         }
     }

@@ -83,7 +83,7 @@ impl Consensus {
             groups: RwLock::default(),
             admin: tokio::sync::Mutex::default(),
         });
-        let watch = stop_when_poisoned(inner.writer.clone(), Arc::downgrade(&inner));
+        let watch = stop_when_poisoned(inner.writer.poisoned(), Arc::downgrade(&inner));
         inner.seams.spawn("log-poison", watch);
         Ok(Self { inner })
     }
@@ -174,7 +174,10 @@ impl Consensus {
     /// Nodes that vote in the group, as far as the replica here knows.
     #[must_use]
     pub fn voters(&self, group: GroupId) -> BTreeSet<NodeId> {
-        self.inner.group(group).map(|group| group.voters()).unwrap_or_default()
+        self.inner
+            .group(group)
+            .map(|group| group.voters())
+            .unwrap_or_default()
     }
 
     /// Groups that run here.
@@ -351,9 +354,16 @@ async fn bootstrap(raft: &Raft, spec: &GroupSpec) -> Result<(), StartError> {
 }
 
 /// After a failed log write nothing may be acknowledged any more: every replica stops.
-async fn stop_when_poisoned(writer: LogWriter, inner: Weak<Inner>) {
-    let poisoned = writer.poisoned().await;
-    let Some(inner) = inner.upgrade() else { return };
+async fn stop_when_poisoned(
+    poisoned: impl Future<Output = Option<super::log::Poisoned>>,
+    inner: Weak<Inner>,
+) {
+    let Some(poisoned) = poisoned.await else {
+        return;
+    };
+    let Some(inner) = inner.upgrade() else {
+        return;
+    };
     let groups = inner.all_groups();
     let reason = poisoned.to_string();
     futures::future::join_all(groups.iter().map(|group| group.stop(&reason))).await;

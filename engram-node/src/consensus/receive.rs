@@ -48,7 +48,7 @@ impl Inner {
             Body::Append(request) => {
                 let request = wire::read_append(request)?;
                 let answer = raft.append_entries(request).await.map_err(stopped)?;
-                Body::AppendAnswer(wire::append_answer(answer))
+                Body::AppendAnswer(wire::append_answer(&answer))
             }
             Body::Vote(request) => {
                 let request = wire::read_vote_request(request)?;
@@ -66,7 +66,7 @@ impl Inner {
                     .handle_transfer_leader(request)
                     .await
                     .map_err(stopped)?;
-                Body::TransferAnswer(wire::transfer_answer(answer))
+                Body::TransferAnswer(wire::transfer_answer(&answer))
             }
             Body::AppendAnswer(_)
             | Body::VoteAnswer(_)
@@ -124,6 +124,7 @@ impl RaftHandler for Inner {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 fn storage_status(error: std::io::Error) -> Status {
     Status::internal(format!("storing a snapshot: {error}"))
 }

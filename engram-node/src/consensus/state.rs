@@ -204,6 +204,7 @@ impl Shared {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 fn file_error(error: io::Error) -> MachineError {
     MachineError::Snapshot(error.to_string())
 }

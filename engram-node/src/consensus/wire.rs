@@ -106,12 +106,12 @@ pub fn read_append(request: RaftAppend) -> Result<AppendEntriesRequest<Types>, M
     })
 }
 
-pub fn append_answer(answer: AppendEntriesResponse<Types>) -> RaftAppendAnswer {
+pub fn append_answer(answer: &AppendEntriesResponse<Types>) -> RaftAppendAnswer {
     let answer = match answer {
         AppendEntriesResponse::Success => AppendAnswer::Success(RaftNothing {}),
         AppendEntriesResponse::Conflict => AppendAnswer::Conflict(RaftNothing {}),
-        AppendEntriesResponse::HigherVote(higher) => AppendAnswer::HigherVote(vote(higher)),
-        AppendEntriesResponse::PartialSuccess(Some(last)) => AppendAnswer::Partial(log_id(last)),
+        AppendEntriesResponse::HigherVote(higher) => AppendAnswer::HigherVote(vote(*higher)),
+        AppendEntriesResponse::PartialSuccess(Some(last)) => AppendAnswer::Partial(log_id(*last)),
         // Nothing was taken: the same as a conflict to the sender, who probes further back.
         AppendEntriesResponse::PartialSuccess(None) => AppendAnswer::Conflict(RaftNothing {}),
     };
@@ -189,11 +189,11 @@ pub fn read_transfer(request: RaftTransfer) -> Result<TransferLeaderRequest<Type
     ))
 }
 
-pub fn transfer_answer(answer: TransferLeaderResponse<Types>) -> RaftTransferAnswer {
+pub fn transfer_answer(answer: &TransferLeaderResponse<Types>) -> RaftTransferAnswer {
     let answer = match answer {
         Ok(()) => TransferAnswer::Accepted(RaftNothing {}),
         Err(TransferLeaderError::VoteChanged { actual, .. }) => {
-            TransferAnswer::VoteChanged(vote(actual))
+            TransferAnswer::VoteChanged(vote(*actual))
         }
         Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
             TransferAnswer::NotFlushed(RaftLogEnd {

@@ -53,7 +53,7 @@ pub async fn join(
     loop {
         for target in targets {
             match ask(seams, peers, target, node, None).await {
-                Ok(response) => return understood(target, response),
+                Ok(response) => return understood(target, &response),
                 Err(Attempt::Refused(reason)) => {
                     return Err(JoinError::Refused {
                         peer: target.clone(),
@@ -131,7 +131,7 @@ async fn ask(
     }
 }
 
-fn understood(peer: &str, response: JoinResponse) -> Result<Joined, JoinError> {
+fn understood(peer: &str, response: &JoinResponse) -> Result<Joined, JoinError> {
     let not_understood = |reason: String| JoinError::NotUnderstood {
         peer: peer.to_owned(),
         reason,

@@ -151,7 +151,7 @@ impl DataMachine {
     }
 }
 
-fn corrupt(partition: PartitionId, reason: impl ToString) -> StorageError {
+fn corrupt(partition: PartitionId, reason: impl std::fmt::Display) -> StorageError {
     StorageError::Corrupt {
         what: format!("partition {partition}"),
         reason: reason.to_string(),
@@ -176,6 +176,7 @@ fn install_error(error: InstallError) -> MachineError {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 fn snapshot_error(error: impl ToString) -> MachineError {
     MachineError::Snapshot(error.to_string())
 }

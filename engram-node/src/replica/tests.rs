@@ -9,7 +9,7 @@ use engram_core::command::{
     Applied, Expected, Op, OpOutcome, PartitionCommand, Rejection, Remember, Write,
 };
 use engram_core::partition::Partition;
-use engram_core::storage::{Batch, MemoryStorage, Reader as _, RocksOptions, Storage};
+use engram_core::storage::{Batch, MemoryStorage, RocksOptions, Storage};
 use engram_core::types::{
     ClientId, Decay, Embedding, GroupId, Hlc, IndexParameters, MemoryId, Metric, PartitionId,
     SlotRange, SpaceConfig, SpaceId, Unit,
@@ -44,7 +44,13 @@ impl Node {
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
         let replicas = Replicas::new(seams.clone(), shared, dir.path());
         let machine = replicas.open(GROUP).unwrap();
-        Self { seams, dir, storage, replicas, machine }
+        Self {
+            seams,
+            dir,
+            storage,
+            replicas,
+            machine,
+        }
     }
 
     fn apply(&self, id: PartitionId, command: &PartitionCommand) -> Applied {
@@ -57,12 +63,20 @@ impl Node {
     }
 
     fn ids(&self) -> Vec<(GroupId, PartitionId)> {
-        self.replicas.partitions().iter().map(|(group, open)| (*group, open.id())).collect()
+        self.replicas
+            .partitions()
+            .iter()
+            .map(|(group, open)| (*group, open.id()))
+            .collect()
     }
 
     fn snapshot(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.machine.snapshot().unwrap().write_to(&mut bytes).unwrap();
+        self.machine
+            .snapshot()
+            .unwrap()
+            .write_to(&mut bytes)
+            .unwrap();
         bytes
     }
 
@@ -89,15 +103,27 @@ fn create() -> PartitionCommand {
         name: "test".into(),
         dimension: DIMENSION,
         metric: Metric::L2,
-        index: IndexParameters { m: 4, ef_construction: 16, ..IndexParameters::new(3) },
+        index: IndexParameters {
+            m: 4,
+            ef_construction: 16,
+            ..IndexParameters::new(3)
+        },
         embedding_model: String::new(),
         decay: Decay::None,
     };
-    PartitionCommand::Create { config, slots: SlotRange::ALL }
+    PartitionCommand::Create {
+        config,
+        slots: SlotRange::ALL,
+    }
 }
 
 fn remember(counter: u64) -> PartitionCommand {
-    let row = vec![counter as f32, (counter % 7) as f32, (counter % 3) as f32, 1.0];
+    let row = vec![
+        counter as f32,
+        (counter % 7) as f32,
+        (counter % 3) as f32,
+        1.0,
+    ];
     let remember = Remember {
         id: MemoryId::new(format!("m{counter}")).unwrap(),
         content: format!("memory {counter}"),
@@ -122,7 +148,13 @@ fn remember(counter: u64) -> PartitionCommand {
 fn state(partition: &Partition) -> (u64, u64, [u8; 32], u128, u128) {
     let status = partition.status();
     let digests = (status.memory_digest, status.edge_digest);
-    (status.sequence.0, status.memories, status.log_hash, digests.0, digests.1)
+    (
+        status.sequence.0,
+        status.memories,
+        status.log_hash,
+        digests.0,
+        digests.1,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,7 +163,10 @@ async fn partitions_come_and_go_with_the_log() {
     assert_eq!(node.apply(FIRST, &create()).sequence.0, 1);
     assert_eq!(node.apply(SECOND, &create()).sequence.0, 1);
     let written = node.apply(FIRST, &remember(1));
-    assert!(matches!(written.outcomes[..], [(0, OpOutcome::Remembered { created: true, .. })]));
+    assert!(matches!(
+        written.outcomes[..],
+        [(0, OpOutcome::Remembered { created: true, .. })]
+    ));
     // Created a second time by someone who did not know: nothing happens.
     assert_eq!(node.apply(FIRST, &create()).sequence.0, 2);
     assert_eq!(node.ids(), [(GROUP, FIRST), (GROUP, SECOND)]);
@@ -139,14 +174,20 @@ async fn partitions_come_and_go_with_the_log() {
     node.apply(FIRST, &PartitionCommand::Drop);
     assert_eq!(node.ids(), [(GROUP, SECOND)]);
     let late = node.apply(FIRST, &remember(2));
-    assert_eq!(late.outcomes, [(0, OpOutcome::Rejected(Rejection::NotInPartition))]);
+    assert_eq!(
+        late.outcomes,
+        [(0, OpOutcome::Rejected(Rejection::NotInPartition))]
+    );
     node.apply(FIRST, &create());
     assert_eq!(node.ids(), [(GROUP, SECOND)], "an id is never used again");
 
     let node = node.restart();
     assert_eq!(node.ids(), [(GROUP, SECOND)]);
     let late = node.apply(FIRST, &remember(3));
-    assert_eq!(late.outcomes, [(0, OpOutcome::Rejected(Rejection::NotInPartition))]);
+    assert_eq!(
+        late.outcomes,
+        [(0, OpOutcome::Rejected(Rejection::NotInPartition))]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,9 +198,18 @@ async fn an_entry_that_is_not_understood_is_an_error() {
     // Field 15, which no version has.
     entry.extend([0x78, 0x01]);
     let refused = node.machine.apply(&entry, Batch::new()).unwrap_err();
-    assert!(matches!(refused, MachineError::NotUnderstood(_)), "{refused}");
-    let refused = node.machine.apply(&Bytes::from_static(b"\xff\xff"), Batch::new()).unwrap_err();
-    assert!(matches!(refused, MachineError::NotUnderstood(_)), "{refused}");
+    assert!(
+        matches!(refused, MachineError::NotUnderstood(_)),
+        "{refused}"
+    );
+    let refused = node
+        .machine
+        .apply(&Bytes::from_static(b"\xff\xff"), Batch::new())
+        .unwrap_err();
+    assert!(
+        matches!(refused, MachineError::NotUnderstood(_)),
+        "{refused}"
+    );
     assert_eq!(node.partition(FIRST).sequence().0, 1);
 }
 
@@ -175,15 +225,27 @@ async fn a_snapshot_makes_an_equal_replica() {
 
     let target = Node::new();
     target.apply(SECOND, &create());
-    target.machine.install(&mut snapshot.as_slice(), Batch::new()).unwrap();
+    target
+        .machine
+        .install(&mut snapshot.as_slice(), Batch::new())
+        .unwrap();
     assert_eq!(target.ids(), [(GROUP, FIRST)]);
-    assert_eq!(state(&target.partition(FIRST)), state(&source.partition(FIRST)));
+    assert_eq!(
+        state(&target.partition(FIRST)),
+        state(&source.partition(FIRST))
+    );
     target.apply(FIRST, &remember(100));
     source.apply(FIRST, &remember(100));
-    assert_eq!(state(&target.partition(FIRST)), state(&source.partition(FIRST)));
+    assert_eq!(
+        state(&target.partition(FIRST)),
+        state(&source.partition(FIRST))
+    );
     let target = target.restart();
     assert_eq!(target.ids(), [(GROUP, FIRST)]);
-    assert_eq!(state(&target.partition(FIRST)), state(&source.partition(FIRST)));
+    assert_eq!(
+        state(&target.partition(FIRST)),
+        state(&source.partition(FIRST))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,8 +263,14 @@ async fn a_half_installed_snapshot_serves_nothing_until_it_is_whole() {
     assert_eq!(target.ids(), []);
     let entry = encode_group_command(FIRST, &remember(1));
     assert!(target.machine.apply(&entry, Batch::new()).is_err());
-    target.machine.install(&mut snapshot.as_slice(), Batch::new()).unwrap();
-    assert_eq!(state(&target.partition(FIRST)), state(&source.partition(FIRST)));
+    target
+        .machine
+        .install(&mut snapshot.as_slice(), Batch::new())
+        .unwrap();
+    assert_eq!(
+        state(&target.partition(FIRST)),
+        state(&source.partition(FIRST))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,7 +286,10 @@ async fn jobs_are_run_and_their_links_are_there_after_a_restart() {
     let node = node.restart();
     // Read at once: the runner may not have had the time to link anything.
     let restored = node.partition(FIRST).status().index.newest;
-    assert_eq!((restored.generation, restored.jobs), (linked.generation, linked.jobs));
+    assert_eq!(
+        (restored.generation, restored.jobs),
+        (linked.generation, linked.jobs)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

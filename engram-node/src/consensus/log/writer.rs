@@ -107,17 +107,13 @@ impl LogWriter {
         self.poison.borrow().clone().map_or(Ok(()), Err)
     }
 
-    /// Waits until a write fails; for ever when none does.
-    pub async fn poisoned(&self) -> Poisoned {
+    /// Waits until a write fails, or until the writer has ended without that. The future does not
+    /// keep the writer alive.
+    pub fn poisoned(&self) -> impl Future<Output = Option<Poisoned>> + Send + use<> {
         let mut poison = self.poison.clone();
-        let poisoned = poison
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|seen| seen.clone());
-        match poisoned {
-            Some(poisoned) => poisoned,
-            None => std::future::pending().await,
+        async move {
+            let seen = poison.wait_for(Option::is_some).await.ok()?;
+            seen.clone()
         }
     }
 
