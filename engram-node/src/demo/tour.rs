@@ -229,6 +229,8 @@ impl Tour {
             }],
             hops: 3,
             decay: Some(SPREAD_DECAY),
+            // What has sent does not send again: the activation moves on.
+            refractory_hops: 3,
             limit: SPREAD_LIMIT,
             explain: true,
             ..Default::default()
