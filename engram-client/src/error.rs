@@ -152,6 +152,10 @@ impl Error {
                 format!("nothing listens at {address}"),
             ),
             (_, true) => ("CONNECTION", format!("{address}: {}", causes(status))),
+            _ if status.message().is_empty() => (
+                bare_code(status.code()),
+                format!("{address}: {}", status.code().description()),
+            ),
             _ => (bare_code(status.code()), status.message().to_owned()),
         };
         let mut error = Self::new(kind, code, message);

@@ -9,7 +9,7 @@ use engram_client::{Client, TlsOptions};
 use super::failure::Failure;
 use super::output::Output;
 
-/// Options of every command that talks to a cluster.
+// Options of every command that talks to a cluster. No doc comment, for the same reason as below.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Cluster")]
 pub struct ClientArgs {
@@ -77,7 +77,8 @@ pub struct ClientArgs {
     pub output: Output,
 }
 
-/// A command's arguments together with [`ClientArgs`].
+// A command's arguments together with `ClientArgs`. No doc comment: clap would show it as the help
+// of every command.
 #[derive(Clone, Debug, Args)]
 pub struct WithClient<T: Args> {
     #[command(flatten)]

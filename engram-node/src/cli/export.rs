@@ -23,7 +23,6 @@ const EMBEDDINGS: &str = "embeddings.f32.npy";
 const BARE_MEMORIES: &str = "memories-without-embedding.jsonl";
 const EDGES: &str = "edges.jsonl";
 
-/// Write a space to a directory that `engram import` reads back.
 #[derive(Clone, Debug, Args)]
 pub struct ExportArgs {
     /// Name of the space

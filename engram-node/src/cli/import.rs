@@ -17,11 +17,6 @@ use super::space::ShapeArgs;
 use super::vector::metric_of;
 use crate::seams::Seams;
 
-/// Load memories and associations into a space.
-///
-/// MEMORIES has one JSON object per line: {"id", "content", "embedding": [..], "labels": [..],
-/// "properties": {..}, "confidence"}; EDGES: {"from", "to", "relation", "weight", "confidence"}.
-/// Row i of EMBEDDINGS (float16 or float32 .npy) belongs to line i of MEMORIES.
 #[derive(Clone, Debug, Args)]
 pub struct ImportArgs {
     /// Name of the space

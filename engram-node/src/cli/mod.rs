@@ -49,7 +49,13 @@ enum Command {
     Start(StartArgs),
     /// Create, list, describe and drop spaces
     Space(WithClient<space::SpaceArgs>),
+    /// Load memories and associations into a space
+    ///
+    /// MEMORIES has one JSON object per line: {"id", "content", "embedding": [..], "labels": [..],
+    /// "properties": {..}, "confidence"}; EDGES: {"from", "to", "relation", "weight",
+    /// "confidence"}. Row i of EMBEDDINGS (float16 or float32 .npy) belongs to line i of MEMORIES.
     Import(WithClient<import::ImportArgs>),
+    /// Write a space to a directory that `engram import` reads back
     Export(WithClient<export::ExportArgs>),
     /// Store a memory
     Remember(WithClient<memory::RememberArgs>),
@@ -195,6 +201,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_says_what_it_does() {
+        for command in Cli::command().get_subcommands() {
+            let about = command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                !about.is_empty() && !about.contains("ClientArgs"),
+                "{}",
+                command.get_name()
+            );
+        }
     }
 
     #[test]

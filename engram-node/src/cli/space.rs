@@ -54,7 +54,7 @@ impl From<MetricArg> for v1::Metric {
     }
 }
 
-/// What shapes a space, whoever creates it.
+// What shapes a space, whoever creates it. (A doc comment would become the help of its users.)
 #[derive(Clone, Debug, Args)]
 pub struct ShapeArgs {
     /// How embeddings are compared

@@ -47,6 +47,7 @@ pub async fn run(args: &DemoArgs, seams: &Seams) -> Result<Exit, Failure> {
     };
     match ended {
         Ok(()) if args.keep => {
+            tour.further(&directory.path, true)?;
             let pids: Vec<String> = tour.process_ids().iter().map(ToString::to_string).collect();
             tour.leave_running();
             line(&format!(
@@ -57,11 +58,10 @@ pub async fn run(args: &DemoArgs, seams: &Seams) -> Result<Exit, Failure> {
             Ok(Exit::Ok)
         }
         Ok(()) => {
+            tour.further(&directory.path, false)?;
             drop(tour);
             directory.remove();
-            line(
-                "\nThe cluster is stopped and its data removed. `engram demo --keep` leaves it running.",
-            )?;
+            line("\nThe cluster is stopped and its data removed.")?;
             Ok(Exit::Ok)
         }
         Err(failure) => {

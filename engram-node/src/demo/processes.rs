@@ -45,8 +45,8 @@ pub enum ProcessError {
     Client(#[from] engram_client::Error),
 }
 
-fn io_error(what: impl ToString) -> impl FnOnce(io::Error) -> ProcessError {
-    let what = what.to_string();
+fn io_error(what: &str) -> impl FnOnce(io::Error) -> ProcessError {
+    let what = what.to_owned();
     move |error| ProcessError::Io { what, error }
 }
 

@@ -30,6 +30,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 const WRITES_SHOWN: usize = 40;
 const RECALL_LIMIT: u32 = 6;
 const SPREAD_LIMIT: u32 = 8;
+/// High, so that memories two and three hops away are among the most activated.
+const SPREAD_DECAY: f64 = 0.9;
 
 pub struct Tour {
     cluster: LocalCluster,
@@ -72,8 +74,7 @@ impl Tour {
         line(&format!(
             "\nEverything held, in {:.1} s.",
             (self.now() - began).as_secs_f64()
-        ))?;
-        self.further(directory)
+        ))
     }
 
     fn now(&self) -> Duration {
@@ -227,6 +228,9 @@ impl Tour {
                 activation: None,
             }],
             hops: 3,
+            decay: Some(SPREAD_DECAY),
+            // What has sent does not send again: the activation moves on.
+            refractory_hops: 3,
             limit: SPREAD_LIMIT,
             explain: true,
             ..Default::default()
@@ -373,17 +377,22 @@ impl Tour {
         held(answer.equal && complete, "the replicas are not all equal")
     }
 
-    fn further(&self, directory: &Path) -> Result<(), Failure> {
-        let endpoint = self
-            .cluster
-            .endpoints()
-            .into_iter()
-            .next()
-            .unwrap_or_default();
+    /// What to try next by hand.
+    pub fn further(&self, directory: &Path, keep: bool) -> Result<(), Failure> {
         let start = sample::START;
+        let program = std::env::current_exe().unwrap_or_else(|_| "engram".into());
+        let preparation = match keep {
+            true => format!(
+                "\nTo explore by hand:\n   alias engram={}\n   export ENGRAM_ENDPOINT={}",
+                program.display(),
+                self.cluster.endpoints().join(","),
+            ),
+            false => "\nTo explore by hand, first leave a cluster running (it prints what to \
+                      export):\n   engram demo --keep"
+                .to_owned(),
+        };
         line(&format!(
-            "\nTo explore by hand, in a cluster left running by `engram demo --keep`:\n   \
-             export ENGRAM_ENDPOINT={endpoint}\n   \
+            "{preparation}\n   \
              engram cluster nodes\n   \
              engram recall {SPACE} --like river.n.09411430\n   \
              engram spread {SPACE} --seed {start} --seed river.n.09411430=0.5 --explain\n   \

@@ -62,7 +62,7 @@ pub struct BadLine {
     pub reason: String,
 }
 
-fn bad(code: &'static str, reason: impl ToString) -> BadLine {
+fn bad(code: &'static str, reason: impl std::fmt::Display) -> BadLine {
     BadLine {
         code,
         reason: reason.to_string(),
@@ -74,7 +74,15 @@ fn bad(code: &'static str, reason: impl ToString) -> BadLine {
 /// # Errors
 /// When it is not the JSON of a `T`.
 pub fn parse<'a, T: Deserialize<'a>>(line: &'a str) -> Result<T, BadLine> {
-    serde_json::from_str(line).map_err(|error| bad("MALFORMED_LINE", error))
+    serde_json::from_str(line).map_err(|error| {
+        // Its own line number is always 1; the caller names the line of the file.
+        let text = error.to_string();
+        let reason = text.split(" at line ").next().unwrap_or(&text);
+        bad(
+            "MALFORMED_LINE",
+            format!("column {}: {reason}", error.column()),
+        )
+    })
 }
 
 impl MemoryLine {
@@ -321,7 +329,7 @@ mod tests {
             Some("WRONG_DIMENSION")
         );
         assert_eq!(code(r#"{"id":"a","embedding":[0,0]}"#), Some("ZERO_VECTOR"));
-        assert_eq!(code(r#"{"id":"a","embedding":[1e39,0]}"#).is_some(), true);
+        assert!(code(r#"{"id":"a","embedding":[1e39,0]}"#).is_some());
         assert_eq!(code(r#"{"id":"a","confidence":1.5}"#), Some("OUT_OF_RANGE"));
         assert_eq!(
             code(r#"{"id":"a","properties":{"p":null}}"#),
@@ -389,7 +397,7 @@ mod tests {
     fn any_memory() -> impl Strategy<Value = v1::Memory> {
         let text = "[a-z\"\\\\\u{e9}\n ]{1,12}";
         let property = prop_oneof![
-            text.prop_map(|text| v1::property_value::Value::Text(text)),
+            text.prop_map(v1::property_value::Value::Text),
             any::<i32>().prop_map(|n| v1::property_value::Value::Number(f64::from(n) / 8.0)),
             any::<bool>().prop_map(v1::property_value::Value::Boolean),
             prop::collection::vec(text, 0..3)
