@@ -1,7 +1,7 @@
 //! A partition as a spread query sees it: one pinned state, weights after decay, memories after the
 //! query's filter.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use parking_lot::Mutex;
 
@@ -22,7 +22,7 @@ pub struct PartitionAdjacency {
     relations: Option<BTreeSet<Relation>>,
     now_millis: u64,
     /// Memories looked at so far: the id of those that the query sees.
-    resolved: Mutex<HashMap<MemoryHash, Option<MemoryId>>>,
+    resolved: Mutex<BTreeMap<MemoryHash, Option<MemoryId>>>,
 }
 
 impl Partition {

@@ -6,7 +6,7 @@
 //! time with the applier held off.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::view::{PartitionView, ReadError};
 use super::{Partition, read};
@@ -158,7 +158,7 @@ struct Filtered<'a> {
     view: &'a PartitionView,
     filter: Option<&'a Filter>,
     /// Memories that the filter was asked about; `None` for those that it refused.
-    known: RefCell<HashMap<VectorId, Option<Memory>>>,
+    known: RefCell<BTreeMap<VectorId, Option<Memory>>>,
 }
 
 impl Filtered<'_> {

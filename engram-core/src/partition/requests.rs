@@ -5,7 +5,7 @@
 //! it. Of clients it keeps those used last, in log order. What must hold: the table is a function of
 //! the log, and an id it has forgotten is refused, never applied.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::record::{ClientRecord, RequestRecord};
 use crate::keys;
@@ -44,7 +44,7 @@ pub enum Admission {
 pub struct RequestTable {
     partition: PartitionId,
     bounds: RequestBounds,
-    clients: HashMap<ClientId, ClientRecord>,
+    clients: BTreeMap<ClientId, ClientRecord>,
     /// A sequence is one command, hence one client.
     by_use: BTreeMap<Sequence, ClientId>,
     dropped: Option<ClientId>,
@@ -64,7 +64,7 @@ impl RequestTable {
             bounds.per_client > 0 && bounds.clients > 0,
             "a request table without room"
         );
-        let (clients, by_use) = (HashMap::new(), BTreeMap::new());
+        let (clients, by_use) = (BTreeMap::new(), BTreeMap::new());
         Self {
             partition,
             bounds,
