@@ -32,7 +32,9 @@ fn relation(rng: &mut StdRng) -> Relation {
 }
 
 fn embedding(rng: &mut StdRng) -> Option<Embedding> {
-    let components = (0..DIMENSION).map(|_| rng.random_range(-1.0_f32..1.0)).collect();
+    let components = (0..DIMENSION)
+        .map(|_| rng.random_range(-1.0_f32..1.0))
+        .collect();
     Embedding::new(components, DIMENSION, Metric::Cosine).ok()
 }
 
@@ -53,18 +55,33 @@ fn remember(rng: &mut StdRng) -> Remember {
         properties: BTreeMap::new(),
         confidence: unit(rng),
         edges: (0..edges).map(|_| out_edge(rng)).collect(),
-        expected: if rng.random_bool(0.1) { Expected::Absent } else { Expected::Anything },
+        expected: if rng.random_bool(0.1) {
+            Expected::Absent
+        } else {
+            Expected::Anything
+        },
     }
 }
 
 fn op(rng: &mut StdRng, seen: Sequence) -> Op {
     // A removal knows the log up to some point: often all of it, sometimes less.
-    let lag = if rng.random_bool(0.3) { rng.random_range(0..8) } else { 0 };
+    let lag = if rng.random_bool(0.3) {
+        rng.random_range(0..8)
+    } else {
+        0
+    };
     let sequence = Sequence(seen.0.saturating_sub(lag));
-    let context = EdgeContext { sequence, ..EdgeContext::default() };
+    let context = EdgeContext {
+        sequence,
+        ..EdgeContext::default()
+    };
     match rng.random_range(0..10) {
         0..=4 => Op::Remember(remember(rng)),
-        5 => Op::Forget(Forget { id: id(rng), expected: Expected::Anything, context }),
+        5 => Op::Forget(Forget {
+            id: id(rng),
+            expected: Expected::Anything,
+            context,
+        }),
         6..=8 => Op::Associate(Associate {
             from: id(rng),
             to: id(rng),
@@ -85,12 +102,26 @@ fn op(rng: &mut StdRng, seen: Sequence) -> Op {
 /// that never heard the answer.
 pub fn command(rng: &mut StdRng, seen: Sequence) -> PartitionCommand {
     if rng.random_bool(0.02) {
-        return PartitionCommand::Mark { mark: MarkId(seen.0) };
+        return PartitionCommand::Mark {
+            mark: MarkId(seen.0),
+        };
     }
     let client = ClientId([rng.random_range(1..4); 16]);
     let retried = rng.random_bool(0.05);
-    let counter = if retried { seen.0.saturating_sub(rng.random_range(0..4)) } else { seen.0 };
-    let ops = (0..rng.random_range(1..4)).map(|index| (index, op(rng, seen))).collect();
+    let counter = if retried {
+        seen.0.saturating_sub(rng.random_range(0..4))
+    } else {
+        seen.0
+    };
+    let ops = (0..rng.random_range(1..4))
+        .map(|index| (index, op(rng, seen)))
+        .collect();
     let stamp = Hlc::from_millis(1_700_000_000_000 + seen.0);
-    PartitionCommand::Write(Write { client, counter, retried, stamp, ops })
+    PartitionCommand::Write(Write {
+        client,
+        counter,
+        retried,
+        stamp,
+        ops,
+    })
 }

@@ -69,7 +69,11 @@ fn config() -> SpaceConfig {
         name: "simulated".into(),
         dimension: DIMENSION,
         metric: Metric::Cosine,
-        index: IndexParameters { m: 4, ef_construction: 16, ..IndexParameters::new(42) },
+        index: IndexParameters {
+            m: 4,
+            ef_construction: 16,
+            ..IndexParameters::new(42)
+        },
         embedding_model: String::new(),
         decay: Decay::None,
     }
@@ -80,17 +84,26 @@ impl Replica {
         let storage = MemoryStorage::new();
         let mut batch = Batch::new();
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-        let partition =
-            Partition::create(shared, PARTITION, config(), SlotRange::ALL, &mut batch);
-        storage.write(batch, Durability::Sync).unwrap_or_else(|error| panic!("create: {error}"));
-        Self { storage, partition, next: 0 }
+        let partition = Partition::create(shared, PARTITION, config(), SlotRange::ALL, &mut batch);
+        storage
+            .write(batch, Durability::Sync)
+            .unwrap_or_else(|error| panic!("create: {error}"));
+        Self {
+            storage,
+            partition,
+            next: 0,
+        }
     }
 
     fn run_jobs(&self, most: usize) {
         for _ in 0..most {
-            let Some(job) = self.partition.next_job() else { return };
+            let Some(job) = self.partition.next_job() else {
+                return;
+            };
             let linked = self.partition.run(&job);
-            self.partition.commit(linked).unwrap_or_else(|error| panic!("commit: {error}"));
+            self.partition
+                .commit(linked)
+                .unwrap_or_else(|error| panic!("commit: {error}"));
         }
     }
 
@@ -156,7 +169,9 @@ impl World {
 
     fn apply(&mut self, chosen: usize) {
         let replica = &mut self.replicas[chosen];
-        let Some((command, bytes)) = self.log.get(replica.next) else { return };
+        let Some((command, bytes)) = self.log.get(replica.next) else {
+            return;
+        };
         let applied = replica
             .partition
             .apply(command, bytes, Batch::new())
@@ -174,7 +189,9 @@ impl World {
     }
 
     fn crash(&mut self, chosen: usize) {
-        let kept = self.rng.random_range(0..=self.replicas[chosen].storage.unsynced_batches());
+        let kept = self
+            .rng
+            .random_range(0..=self.replicas[chosen].storage.unsynced_batches());
         let mut index = Vec::new();
         let with_index = self.rng.random_bool(0.5);
         let replica = &mut self.replicas[chosen];
@@ -214,19 +231,25 @@ impl World {
     /// Faults are over: everyone applies the whole log, and a mark, and links all windows.
     fn settle(&mut self) -> Vec<String> {
         let mark = MarkId(u64::MAX);
-        self.log.push((PartitionCommand::Mark { mark }, b"mark".to_vec()));
+        self.log
+            .push((PartitionCommand::Mark { mark }, b"mark".to_vec()));
         for chosen in 0..self.replicas.len() {
             while self.replicas[chosen].next < self.log.len() {
                 self.apply(chosen);
             }
             self.replicas[chosen].run_jobs(usize::MAX);
         }
-        let states: Vec<String> = self.replicas.iter().map(|replica| describe(replica, mark)).collect();
+        let states: Vec<String> = self
+            .replicas
+            .iter()
+            .map(|replica| describe(replica, mark))
+            .collect();
         for state in &states {
             self.trace.update(state.as_bytes());
         }
         let differs = |(number, state): (usize, &String)| {
-            (*state != states[0]).then(|| format!("replica {number}: {state}, first: {}", states[0]))
+            (*state != states[0])
+                .then(|| format!("replica {number}: {state}, first: {}", states[0]))
         };
         states.iter().enumerate().filter_map(differs).collect()
     }
@@ -234,12 +257,19 @@ impl World {
 
 /// All digests of a replica, those at the mark, and those added up again from its records.
 fn describe(replica: &Replica, mark: MarkId) -> String {
-    let marked = replica.partition.marked(mark).unwrap_or_else(|error| panic!("mark: {error}"));
+    let marked = replica
+        .partition
+        .marked(mark)
+        .unwrap_or_else(|error| panic!("mark: {error}"));
     let (from_records, view) = replica
         .partition
         .recompute_digests()
         .unwrap_or_else(|error| panic!("recompute: {error}"));
-    assert_eq!(from_records, view.digests(), "running digests differ from the records");
+    assert_eq!(
+        from_records,
+        view.digests(),
+        "running digests differ from the records"
+    );
     format!("{marked:?} {from_records:?}")
 }
 

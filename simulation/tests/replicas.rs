@@ -3,12 +3,21 @@
 use engram_simulation::world::{Planted, Report, Setup, run};
 
 fn setup(seed: u64, planted: Planted) -> Setup {
-    Setup { seed, replicas: 3, steps: 1_500, planted }
+    Setup {
+        seed,
+        replicas: 3,
+        steps: 1_500,
+        planted,
+    }
 }
 
 fn healthy(seed: u64) -> Report {
     let report = run(setup(seed, Planted::Nothing));
-    assert!(report.differences.is_empty(), "seed {seed}: {:#?}", report.differences);
+    assert!(
+        report.differences.is_empty(),
+        "seed {seed}: {:#?}",
+        report.differences
+    );
     report
 }
 
@@ -16,7 +25,11 @@ fn healthy(seed: u64) -> Report {
 fn replicas_are_equal_after_any_schedule() {
     let reports: Vec<Report> = (0..12).map(healthy).collect();
     // A schedule without faults would prove nothing.
-    assert!(reports.iter().all(|report| report.crashes > 0 && report.entries > 100));
+    assert!(
+        reports
+            .iter()
+            .all(|report| report.crashes > 0 && report.entries > 100)
+    );
     assert!(reports.iter().map(|report| report.installs).sum::<usize>() > 0);
 }
 
@@ -30,7 +43,10 @@ fn a_seed_run_twice_gives_the_same_trace() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for planted in [Planted::SkipsEntryAfterCrash, Planted::AppliesTwiceAfterCrash] {
+    for planted in [
+        Planted::SkipsEntryAfterCrash,
+        Planted::AppliesTwiceAfterCrash,
+    ] {
         let found = (0..20).any(|seed| !run(setup(seed, planted)).differences.is_empty());
         assert!(found, "{planted:?} was not found");
     }

@@ -93,9 +93,10 @@ impl Embedding {
     /// When a component is not finite.
     pub fn from_log(components: Vec<f32>) -> Result<Self, EmbeddingError> {
         match components.iter().position(|value| !value.is_finite()) {
-            Some(position) => {
-                Err(EmbeddingError::NotFinite { position, value: components[position] })
-            }
+            Some(position) => Err(EmbeddingError::NotFinite {
+                position,
+                value: components[position],
+            }),
             None => Ok(Self(components.into_boxed_slice())),
         }
     }

@@ -111,7 +111,9 @@ async fn ask(
 ) -> Result<JoinResponse, Attempt> {
     let request = JoinRequest {
         identity: Bytes::copy_from_slice(&node.identity),
-        cluster: cluster.map(|cluster| Bytes::copy_from_slice(&cluster.0)).unwrap_or_default(),
+        cluster: cluster
+            .map(|cluster| Bytes::copy_from_slice(&cluster.0))
+            .unwrap_or_default(),
         client_address: node.client_address.clone(),
         peer_address: node.peer_address.clone(),
         http_address: node.http_address.clone(),

@@ -256,7 +256,11 @@ impl ControlPlane {
             .map_err(|error| unknown(error.to_string()))?
             .map_err(|status| {
                 let reason = format!("node {leader}: {}", status.message());
-                if was_sent(&status) { unknown(reason) } else { not_applied(reason) }
+                if was_sent(&status) {
+                    unknown(reason)
+                } else {
+                    not_applied(reason)
+                }
             })?;
         match response.into_inner().answer {
             Some(Answer::Reply(reply)) => Ok(reply),

@@ -21,8 +21,8 @@ use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescripti
 use crate::http::{self, Metrics};
 use crate::liveness::Heartbeats;
 use crate::membership::{ClusterKey, Membership, MembershipOptions, SwimTiming};
-use crate::placement::reconciler::Reconciler;
 use crate::placement::LocalPartitions;
+use crate::placement::reconciler::Reconciler;
 use crate::replica::Replicas;
 use crate::seams::{Datagrams, Listener, Seams};
 use crate::security::{Security, SecurityOptions, check_exposure};
@@ -131,7 +131,9 @@ struct Local(Arc<Replicas>);
 impl LocalPartitions for Local {
     fn of_group(&self, group: GroupId) -> Vec<PartitionId> {
         let all = self.0.partitions().into_iter();
-        all.filter(|(of, _)| *of == group).map(|(_, partition)| partition.id()).collect()
+        all.filter(|(of, _)| *of == group)
+            .map(|(_, partition)| partition.id())
+            .collect()
     }
 }
 
@@ -151,7 +153,9 @@ impl Parts {
             core.peers.clone(),
             core.consensus.clone(),
         );
-        let membership = self.start_membership(ports.datagrams, &core, &background).await?;
+        let membership = self
+            .start_membership(ports.datagrams, &core, &background)
+            .await?;
         let services = Services::assemble(services::Parts {
             seams: self.seams.clone(),
             node: self.member().node,

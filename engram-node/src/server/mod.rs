@@ -158,11 +158,21 @@ impl Server {
     /// Syncs the store and waits until the last task has let go of it, so that the data directory
     /// can be opened again.
     async fn close_store(self) {
-        let Self { seams, plane, consensus, replicas, storage, end, .. } = self;
+        let Self {
+            seams,
+            plane,
+            consensus,
+            replicas,
+            storage,
+            end,
+            ..
+        } = self;
         let node = plane.local().0;
         drop((plane, consensus, replicas, end));
         let store = Arc::downgrade(&storage);
-        let synced = seams.blocking(move || storage.write(Batch::new(), Durability::Sync)).await;
+        let synced = seams
+            .blocking(move || storage.write(Batch::new(), Durability::Sync))
+            .await;
         if let Err(error) = synced {
             tracing::error!(%error, "the store was not synced");
         }

@@ -11,8 +11,15 @@ use crate::seams::{BoxFuture, Seams, Tasks};
 /// The same seams, with every task inside `span` and dropped when `end` is cancelled.
 #[must_use]
 pub fn scoped(seams: &Seams, span: Span, end: CancellationToken) -> Seams {
-    let tasks = Arc::new(ScopedTasks { inner: Arc::clone(&seams.tasks), span, end });
-    Seams { tasks, ..seams.clone() }
+    let tasks = Arc::new(ScopedTasks {
+        inner: Arc::clone(&seams.tasks),
+        span,
+        end,
+    });
+    Seams {
+        tasks,
+        ..seams.clone()
+    }
 }
 
 struct ScopedTasks {
@@ -31,11 +38,13 @@ impl Tasks for ScopedTasks {
                 () = future => {}
             }
         };
-        self.inner.spawn(name, Box::pin(scoped.instrument(self.span.clone())));
+        self.inner
+            .spawn(name, Box::pin(scoped.instrument(self.span.clone())));
     }
 
     fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) {
         let span = self.span.clone();
-        self.inner.spawn_blocking(Box::new(move || span.in_scope(work)));
+        self.inner
+            .spawn_blocking(Box::new(move || span.in_scope(work)));
     }
 }

@@ -39,7 +39,10 @@ async fn node(directory: &Path, join: &[String]) -> Server {
 async fn until(seams: &Seams, what: &str, mut condition: impl FnMut() -> bool) {
     let begun = seams.clock.monotonic();
     while !condition() {
-        assert!(seams.clock.monotonic() - begun < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(
+            seams.clock.monotonic() - begun < PATIENCE,
+            "{what}: not within {PATIENCE:?}"
+        );
         seams.clock.sleep(Duration::from_millis(20)).await;
     }
 }
@@ -52,17 +55,29 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
     let join = [first.addresses().peer.clone()];
     let second = node(directories[1].path(), &join).await;
     let third = node(directories[2].path(), &join).await;
-    assert_eq!([&first, &second, &third].map(|server| server.node().0), [1, 2, 3]);
+    assert_eq!(
+        [&first, &second, &third].map(|server| server.node().0),
+        [1, 2, 3]
+    );
     for server in [&first, &second, &third] {
-        let all = server.plane().wait_for(PATIENCE, |map| map.nodes.len() == 3).await;
+        let all = server
+            .plane()
+            .wait_for(PATIENCE, |map| map.nodes.len() == 3)
+            .await;
         assert!(all, "node {} knows all", server.node());
         assert_eq!(server.plane().cluster(), first.plane().cluster());
     }
 
     // A change through a node that does not lead, seen by all.
-    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let reply = third
+        .plane()
+        .execute(ControlCommand::AllocateMark, PATIENCE)
+        .await;
     let reply = reply.expect("answered");
-    assert!(matches!(reply.outcome, Ok(ControlOutcome::MarkAllocated { .. })));
+    assert!(matches!(
+        reply.outcome,
+        Ok(ControlOutcome::MarkAllocated { .. })
+    ));
     for server in [&first, &second, &third] {
         assert!(server.plane().wait_for_index(reply.index, PATIENCE).await);
     }
@@ -75,10 +90,15 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
     let survivors = [&second, &third];
     let led = || {
         let leader = |server: &Server| server.consensus().leadership(GroupId::CONTROL).leader;
-        survivors.iter().all(|server| leader(server).is_some_and(|leader| leader.0 != 1))
+        survivors
+            .iter()
+            .all(|server| leader(server).is_some_and(|leader| leader.0 != 1))
     };
     until(&seams, "a new leader", led).await;
-    let reply = third.plane().execute(ControlCommand::AllocateMark, PATIENCE).await;
+    let reply = third
+        .plane()
+        .execute(ControlCommand::AllocateMark, PATIENCE)
+        .await;
     let index = reply.expect("answered").index;
 
     // The founder comes back under another address, ignores --join, and catches up.
@@ -98,7 +118,11 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
 
 async fn connect(server: &Server) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.addresses().client));
-    endpoint.expect("a valid address").connect().await.expect("it serves")
+    endpoint
+        .expect("a valid address")
+        .connect()
+        .await
+        .expect("it serves")
 }
 
 fn memory(n: u8) -> v1::Memory {
@@ -117,7 +141,11 @@ async fn remember(server: &Server, n: u8) {
         ..v1::RememberRequest::default()
     };
     let mut client = MemoriesClient::new(connect(server).await);
-    let answer = client.remember(request).await.expect("remembered").into_inner();
+    let answer = client
+        .remember(request)
+        .await
+        .expect("remembered")
+        .into_inner();
     assert_eq!(answer.id, format!("memory-{n}"));
 }
 
@@ -130,7 +158,11 @@ async fn contents(server: &Server, count: u8) -> Vec<String> {
     let mut client = MemoriesClient::new(connect(server).await);
     let answer = client.get(request).await.expect("read").into_inner();
     assert_eq!(answer.missing, [""; 0]);
-    answer.memories.into_iter().map(|memory| memory.content).collect()
+    answer
+        .memories
+        .into_iter()
+        .map(|memory| memory.content)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,7 +173,12 @@ async fn a_space_outlives_a_node() {
     let second = node(directories[1].path(), &join).await;
     let third = node(directories[2].path(), &join).await;
     for server in [&first, &second, &third] {
-        assert!(server.plane().wait_for(PATIENCE, |map| map.nodes.len() == 3).await);
+        assert!(
+            server
+                .plane()
+                .wait_for(PATIENCE, |map| map.nodes.len() == 3)
+                .await
+        );
     }
     let request = v1::CreateSpaceRequest {
         name: "words".into(),
@@ -151,7 +188,11 @@ async fn a_space_outlives_a_node() {
         ..v1::CreateSpaceRequest::default()
     };
     let mut spaces = SpacesClient::new(connect(&second).await);
-    let space = spaces.create_space(request.clone()).await.expect("created").into_inner();
+    let space = spaces
+        .create_space(request.clone())
+        .await
+        .expect("created")
+        .into_inner();
     assert_eq!((space.partitions, space.replicas), (3, 3));
     let again = spaces.create_space(request).await.expect_err("it exists");
     assert_eq!(again.code(), tonic::Code::AlreadyExists);
@@ -171,7 +212,12 @@ async fn a_space_outlives_a_node() {
     assert_eq!(contents(&second, 12).await, wanted);
 
     let mut spaces = SpacesClient::new(connect(&third).await);
-    spaces.drop_space(v1::DropSpaceRequest { name: "words".into() }).await.expect("dropped");
+    spaces
+        .drop_space(v1::DropSpaceRequest {
+            name: "words".into(),
+        })
+        .await
+        .expect("dropped");
     let seams = os::seams(RocksOptions::default());
     let gone = || second.consensus().groups() == [GroupId::CONTROL];
     until(&seams, "the groups are removed", gone).await;
@@ -182,7 +228,10 @@ async fn a_space_outlives_a_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unprotected_node_refuses_to_leave_loopback() {
     let directory = tempfile::tempdir().expect("a directory");
-    let exposed = Config { listen: "0.0.0.0:0".into(), ..config(directory.path(), &[]) };
+    let exposed = Config {
+        listen: "0.0.0.0:0".into(),
+        ..config(directory.path(), &[])
+    };
     let refused = start(exposed, os::seams(RocksOptions::default())).await;
     assert!(matches!(refused, Err(ServerError::Exposure(_))));
 }

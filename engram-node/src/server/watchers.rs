@@ -121,9 +121,15 @@ pub async fn count_losses(
 
 /// The groups that `local` leads, with their terms; those that have stopped lead nothing.
 fn led(consensus: &Consensus, local: NodeId) -> BTreeMap<GroupId, u64> {
-    let stopped: BTreeSet<GroupId> =
-        consensus.stopped().into_iter().map(|(group, _)| group).collect();
-    let running = consensus.groups().into_iter().filter(|group| !stopped.contains(group));
+    let stopped: BTreeSet<GroupId> = consensus
+        .stopped()
+        .into_iter()
+        .map(|(group, _)| group)
+        .collect();
+    let running = consensus
+        .groups()
+        .into_iter()
+        .filter(|group| !stopped.contains(group));
     running
         .map(|group| (group, consensus.leadership(group)))
         .filter(|(_, leadership)| leadership.leader == Some(local))
