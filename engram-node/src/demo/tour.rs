@@ -29,7 +29,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Acknowledged writes that each partition must have before the kill, and again after it.
 const WRITES_SHOWN: usize = 40;
 const RECALL_LIMIT: u32 = 6;
-const SPREAD_LIMIT: u32 = 8;
+/// Most activated memories asked for, and those of each distance that are shown.
+const SPREAD_LIMIT: u32 = 100;
+const SHOWN_PER_DISTANCE: usize = 3;
 /// High, so that memories two and three hops away are among the most activated.
 const SPREAD_DECAY: f64 = 0.9;
 
@@ -239,19 +241,20 @@ impl Tour {
         let took = self.now() - began;
         let result = &answer.result;
         held(!result.activated.is_empty(), "the spread activated nothing")?;
-        let rows = result.activated.iter().map(|memory| {
+        let shown = strongest_by_distance(&result.activated);
+        let rows = shown.iter().map(|memory| {
+            let (hops, score) = (memory.path.len().saturating_sub(1), memory.score);
             vec![
-                format!("{:.4}", memory.score),
-                memory.id.clone(),
+                hops.to_string(),
+                format!("{score:.4}"),
                 path_text(&memory.path),
             ]
         });
         line(&indent(&table(
-            &[">ACTIVATION", "ID", "STRONGEST PATH"],
+            &[">HOPS", ">ACTIVATION", "STRONGEST PATH"],
             rows,
         )))?;
-        let crossings: usize = result
-            .activated
+        let crossings: usize = shown
             .iter()
             .map(|memory| crossings(&memory.path, &partitions))
             .sum();
@@ -431,6 +434,18 @@ fn busiest(partitions: &[v1::Partition]) -> u64 {
     primaries
         .max_by_key(|node| (led(*node), std::cmp::Reverse(*node)))
         .unwrap_or(0)
+}
+
+/// The most activated of each distance from the seed, nearest first.
+fn strongest_by_distance(activated: &[v1::Activated]) -> Vec<&v1::Activated> {
+    let at = |length: usize| {
+        let of_length = activated
+            .iter()
+            .filter(move |memory| memory.path.len() == length);
+        of_length.take(SHOWN_PER_DISTANCE)
+    };
+    // A path of one step is the seed itself.
+    (2..=4).flat_map(at).collect()
 }
 
 /// Steps of a path that lead from one partition to another.
