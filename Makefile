@@ -55,8 +55,9 @@ fix: bootstrap ## formatting, and lints that can be fixed by themselves
 deny: ## licences, bans, sources; advisories where their database can be reached
 	@scripts/deny.sh
 
-bench: bootstrap ## benchmarks, with the release profile
-	@$(CARGO) bench --locked -p engram-benches $(ARGS)
+bench: bootstrap ## WordNet through three nodes: import, recall, spread (ENGRAM_DATA=directory that holds wordnet/)
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@scripts/bench-cluster.sh $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

@@ -15,7 +15,7 @@ use serde::Deserialize;
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
 pub const DEFAULT_HTTP_LISTEN: &str = "127.0.0.1:7402";
-const DEFAULT_LOG_LEVEL: &str = "info";
+const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
 /// Longest zone name, in bytes.
 const ZONE_BYTES_MAX: usize = 128;
 
