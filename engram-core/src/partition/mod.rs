@@ -276,6 +276,20 @@ impl Partition {
         Ok(())
     }
 
+    /// Ends this object before its records are replaced underneath it: from now on it applies
+    /// nothing and accepts no local change. Waits for those that are under way.
+    pub fn retire(&self) {
+        let _applier = self.applier.lock();
+        let _writer = self.overlay_writer.lock();
+        self.published.write().dropped = true;
+    }
+
+    /// Whether the partition was dropped, or replaced by a snapshot, since this object was taken.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.published.read().dropped
+    }
+
     /// Adds to `batch` the deletion of everything that belongs to the partition, its overlay
     /// included.
     pub fn drop_state(id: PartitionId, batch: &mut Batch) {

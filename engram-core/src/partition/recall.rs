@@ -117,7 +117,7 @@ impl Partition {
             hits: Vec::new(),
         };
         for hit in hits {
-            let memory = filtered.take(hit.id)?;
+            let memory = filtered.look_up(hit.id)?;
             recalled.hits.extend(memory.map(|memory| RecallHit {
                 distance: hit.distance,
                 memory,
@@ -157,8 +157,8 @@ fn at_most(what: &'static str, actual: usize, max: usize) -> Result<(), ReadErro
 struct Filtered<'a> {
     view: &'a PartitionView,
     filter: Option<&'a Filter>,
-    /// Memories that the filter was asked about; `None` for those that it refused.
-    known: RefCell<BTreeMap<VectorId, Option<Memory>>>,
+    /// What the filter said of each vector; the memories are not kept, since they may be many.
+    known: RefCell<BTreeMap<VectorId, bool>>,
 }
 
 impl Filtered<'_> {
@@ -167,18 +167,13 @@ impl Filtered<'_> {
             return Ok(true);
         };
         if let Some(known) = self.known.borrow().get(&id) {
-            return Ok(known.is_some());
+            return Ok(*known);
         }
-        let memory = self.look_up(id)?.filter(|memory| filter.matches(memory));
-        let accepted = memory.is_some();
-        self.known.borrow_mut().insert(id, memory);
+        let accepted = self
+            .look_up(id)?
+            .is_some_and(|memory| filter.matches(&memory));
+        self.known.borrow_mut().insert(id, accepted);
         Ok(accepted)
-    }
-
-    /// The memory of an accepted vector.
-    fn take(&self, id: VectorId) -> Result<Option<Memory>, StorageError> {
-        let known = self.known.borrow_mut().remove(&id);
-        known.map_or_else(|| self.look_up(id), Ok)
     }
 
     /// The memory whose embedding this is, in the view.

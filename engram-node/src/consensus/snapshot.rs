@@ -54,10 +54,16 @@ impl SnapshotStore {
         &self.seams.disk
     }
 
-    /// Blocks. Removes what receiving snapshots left behind; to be called before any is received.
+    /// Blocks. Removes what receiving and building snapshots left behind; to be called before either.
     pub fn clear_staging(&self) -> io::Result<()> {
         for name in self.disk().list_files(&self.staging)? {
             self.disk().remove_file(&self.staging.join(name))?;
+        }
+        // A build that was killed left its file under the name that it had before the rename.
+        for name in self.disk().list_files(&self.snapshots)? {
+            if name.ends_with(".staging") {
+                self.disk().remove_file(&self.snapshots.join(name))?;
+            }
         }
         Ok(())
     }

@@ -152,8 +152,13 @@ impl Shared {
             );
             return Err(MachineError::Snapshot(reason));
         }
-        let file = self.snapshots.adopt(file).map_err(file_error)?;
-        *self.current.lock() = Some((meta.clone(), file.clone()));
+        let file = {
+            // Under the lock, so that a build that ends meanwhile cannot remove the adopted file.
+            let mut current = self.current.lock();
+            let file = self.snapshots.adopt(file).map_err(file_error)?;
+            *current = Some((meta.clone(), file.clone()));
+            file
+        };
         let installing = GroupPosition {
             installing: true,
             ..GroupPosition::default()

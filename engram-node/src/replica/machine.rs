@@ -206,6 +206,12 @@ impl Machine for DataMachine {
     fn install(&self, source: &mut dyn Read, batch: Batch) -> Result<(), MachineError> {
         let installed = read_list(self.group, source)?;
         let mut partitions = self.partitions.lock();
+        for id in &partitions.alive {
+            // Who still holds the old one must not accept a local edge that nobody would see.
+            if let Some(old) = self.shared.get(*id) {
+                old.retire();
+            }
+        }
         self.shared.unregister_group(self.group);
         let mut first = Batch::new();
         let gone: BTreeSet<_> = partitions

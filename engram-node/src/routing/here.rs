@@ -169,8 +169,13 @@ impl Here {
             }
             ReadAt::Session(_) | ReadAt::Stale => {}
         }
-        let execute = move || answer::execute(&replica, &query);
+        let reader = Arc::clone(&replica);
+        let execute = move || answer::execute(&reader, &query);
         let mut served = self.inner.seams.blocking(execute).await?;
+        if replica.is_retired() {
+            // Its records may have been replaced while they were read.
+            return Err(Refusal::NoReplica);
+        }
         if let Some(Answer::Status(status)) = &mut served.answer {
             let leadership = self.inner.groups.leadership(group);
             status.leader = leadership.leader.map_or(0, |node| node.0);

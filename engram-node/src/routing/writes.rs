@@ -52,6 +52,8 @@ pub enum LocalWriteError {
     #[error("no replica of partition {partition} accepted the change: {cause}")]
     NotAccepted {
         partition: PartitionId,
+        /// A replica that gave no answer may have kept the change all the same.
+        open: bool,
         cause: String,
     },
     #[error("{0}")]
@@ -118,6 +120,10 @@ impl Router {
                     return Ok(applied);
                 }
                 Attempt::Refused(Refusal::Invalid(reason)) => {
+                    if open {
+                        // An earlier attempt may have been applied all the same.
+                        return Err(self.give_up(place, true, started, &last, reason, false));
+                    }
                     return Err(WriteError::Invalid(reason));
                 }
                 Attempt::Refused(refusal) => {
@@ -231,6 +237,7 @@ impl Router {
         deadline: Deadline,
     ) -> Result<EdgeContext, LocalWriteError> {
         let mut cause = "no node with a replica is known".to_owned();
+        let mut open = false;
         for target in self.nearest_first(place) {
             let accepted = if target == self.local() {
                 self.here().accept_local(place.id, write).await
@@ -241,11 +248,15 @@ impl Router {
             match accepted {
                 Ok(position) => return Ok(position),
                 Err(Refusal::Invalid(reason)) => return Err(LocalWriteError::Invalid(reason)),
-                Err(refusal) => cause = format!("node {target}: {refusal}"),
+                Err(refusal) => {
+                    open |= matches!(refusal, Refusal::Unknown(_));
+                    cause = format!("node {target}: {refusal}");
+                }
             }
         }
         Err(LocalWriteError::NotAccepted {
             partition: place.id,
+            open,
             cause,
         })
     }
@@ -264,7 +275,10 @@ impl Router {
         };
         let answer = self.inner.remote.accept_local(target, request, wait).await;
         // A change that was kept without an answer is a twin of the next attempt's: it counts once.
-        let answer = answer.map_err(|error| Refusal::Stopped(error.to_string()))?;
+        let answer = answer.map_err(|error| match error {
+            LinkError::Lost { .. } => Refusal::Unknown(error.to_string()),
+            _ => Refusal::Stopped(error.to_string()),
+        })?;
         match answer.answer {
             Some(Answer::Position(position)) => position
                 .try_into()

@@ -63,6 +63,8 @@ pub enum InputError {
     },
     #[error("relation {0:?}: 1 to 128 bytes are allowed")]
     Relation(String),
+    #[error("the memory names the edge {relation:?} to {to:?} twice; add evidence by associate")]
+    EdgeTwice { to: String, relation: String },
     #[error("{what}: {why}")]
     Unit { what: &'static str, why: OutOfUnit },
     #[error(transparent)]

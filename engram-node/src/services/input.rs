@@ -157,7 +157,16 @@ pub fn remember(
         true => None,
         false => Some(config.embedding(memory.embedding, &memory.embedding_model)?),
     };
-    let edges = edges.iter().map(out_edge).collect::<Result<_, _>>()?;
+    let edges: Vec<OutEdge> = edges.iter().map(out_edge).collect::<Result<_, _>>()?;
+    // All of them share one request id, under which an edge counts one contribution.
+    let mut named = BTreeSet::new();
+    if let Some(twice) = edges
+        .iter()
+        .find(|edge| !named.insert((&edge.to, &edge.relation)))
+    {
+        let (to, relation) = (twice.to.to_string(), twice.relation.to_string());
+        return Err(InputError::EdgeTwice { to, relation });
+    }
     Ok(Remember {
         id,
         content: memory.content,
@@ -294,6 +303,18 @@ mod tests {
         assert!(requester(vec![0; 15], 1).is_err());
         assert!(requester(vec![0; 16], 1).is_err(), "not of version 7");
         assert!(requester(client_id(NOW + 2 * CLIENT_AHEAD_MAX_MILLIS), 1).is_err());
+    }
+
+    #[test]
+    fn an_edge_named_twice_is_refused() {
+        let to = |to: &str| v1::OutEdge {
+            to: to.into(),
+            relation: "near".into(),
+            ..Default::default()
+        };
+        assert!(check(memory(), &[to("b"), to("c")]).is_ok());
+        let twice = check(memory(), &[to("b"), to("c"), to("b")]);
+        assert!(matches!(twice, Err(InputError::EdgeTwice { .. })));
     }
 
     #[test]

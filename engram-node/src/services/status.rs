@@ -74,6 +74,20 @@ const SEE_PARTITIONS: &str = "engram cluster partitions";
 const SEE_SPACES: &str = "engram space list";
 const SEE_NODES: &str = "engram cluster nodes";
 
+fn judge_local(error: &LocalWriteError) -> Verdict {
+    match error {
+        LocalWriteError::NotAccepted { open, .. } => Verdict {
+            outcome: if *open {
+                Outcome::Unknown
+            } else {
+                Outcome::NotApplied
+            },
+            ..passing(Code::Unavailable, "NO_REPLICA_REACHED", SEE_PARTITIONS)
+        },
+        LocalWriteError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", ""),
+    }
+}
+
 fn judge(failure: &Failure) -> Verdict {
     match failure {
         Failure::Input(input) => judge_input(input),
@@ -86,16 +100,18 @@ fn judge(failure: &Failure) -> Verdict {
             "NO_EMBEDDING",
             "engram recall SPACE --vector-file F",
         ),
-        Failure::Write(error)
-        | Failure::NowhereAccepted {
-            majority: error, ..
-        } => judge_write(error),
-        Failure::LocalWrite(error) => match error {
-            LocalWriteError::NotAccepted { .. } => {
-                passing(Code::Unavailable, "NO_REPLICA_REACHED", SEE_PARTITIONS)
+        Failure::Write(error) => judge_write(error),
+        Failure::NowhereAccepted { majority, local } => {
+            let verdict = judge_write(majority);
+            match judge_local(local).outcome {
+                Outcome::Unknown => Verdict {
+                    outcome: Outcome::Unknown,
+                    ..verdict
+                },
+                _ => verdict,
             }
-            LocalWriteError::Invalid(_) => refused(Code::InvalidArgument, "INVALID_REQUEST", ""),
-        },
+        }
+        Failure::LocalWrite(error) => judge_local(error),
         Failure::Read(error) => judge_read(error),
         Failure::Rejected(rejection) => judge_rejection(rejection),
         Failure::Control(error) => Verdict {
@@ -133,6 +149,7 @@ fn judge_input(input: &InputError) -> Verdict {
     match input {
         InputError::MemoryId { .. } => invalid("INVALID_MEMORY_ID"),
         InputError::Relation(_) => invalid("INVALID_RELATION"),
+        InputError::EdgeTwice { .. } => invalid("EDGE_TWICE"),
         InputError::Unit { .. } | InputError::OutOfRange { .. } => invalid("OUT_OF_RANGE"),
         InputError::Memory(MemoryError::Embedding(error)) | InputError::Embedding(error) => {
             judge_embedding(error)
@@ -326,6 +343,7 @@ mod tests {
         };
         let local = LocalWriteError::NotAccepted {
             partition: P,
+            open: false,
             cause: cause(),
         };
         let control = |unknown| ControlFailure {

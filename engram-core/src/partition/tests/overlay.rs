@@ -328,3 +328,18 @@ fn an_export_shows_the_overlay_too() {
         .expect("reads");
     assert_eq!((rest.memories.len(), rest.next), (1, None));
 }
+
+/// A snapshot replaces records underneath whoever still holds the partition: what such a holder
+/// accepted afterwards would be on disk, and its dot given again, without anyone serving it.
+#[test]
+fn a_retired_partition_accepts_nothing() {
+    let [driven, _] = pair();
+    accept(&driven, A, evidence(1, "a", "b", 1.0));
+    assert!(!driven.partition.is_retired());
+    driven.partition.retire();
+    assert!(driven.partition.is_retired());
+    let refused = driven
+        .partition
+        .accept_local(A, &[evidence(2, "a", "c", 1.0)]);
+    assert!(matches!(refused, Err(LocalError::Dropped { .. })));
+}

@@ -356,6 +356,9 @@ impl RaftLogStorage<Types> for LogStore {
         }
         // Waited for, so that no completion of a cut-off append is taken for one of its successor.
         self.shared.writer.write(batch).await?;
+        // Appends that were queued before have completed by now and may have raised it again.
+        let mut state = self.shared.state.lock();
+        state.durable_end = state.durable_end.min(new_end);
         Ok(())
     }
 
