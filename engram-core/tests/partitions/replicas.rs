@@ -1,10 +1,13 @@
 //! Replicas that were fed the same log have the same digests, whatever kernel they run, whether
 //! they link at once or late, and wherever they crash, restart or are made from a snapshot.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::common::{Numbers, config, forget, remember, write};
 use engram_core::command::{Op, PartitionCommand};
+use engram_core::index::TopologyDigest;
 use engram_core::kernel::Kernel;
 use engram_core::limits::MARKS_KEPT;
 use engram_core::partition::{MarkDigests, Partition, PartitionOptions};
@@ -57,6 +60,9 @@ struct Replica {
     storage: MemoryStorage,
     partition: Arc<Partition>,
     options: PartitionOptions,
+    /// Topologies at the marks, noted as soon as they are known: a generation takes its digests
+    /// with it when it goes.
+    noted: RefCell<BTreeMap<u64, TopologyDigest>>,
 }
 
 impl Replica {
@@ -75,6 +81,20 @@ impl Replica {
             storage,
             partition,
             options,
+            noted: RefCell::default(),
+        }
+    }
+
+    fn note_topologies(&self) {
+        let mut noted = self.noted.borrow_mut();
+        for mark in 1.. {
+            let Some(digests) = self.partition.marked(MarkId(mark)).expect("reads") else {
+                return;
+            };
+            if let Some(topology) = digests.topology {
+                let known = *noted.entry(mark).or_insert(topology);
+                assert_eq!(known, topology, "the topology at mark {mark} changed");
+            }
         }
     }
 
@@ -88,12 +108,14 @@ impl Replica {
     }
 
     fn run_jobs(&self, limit: usize) {
+        self.note_topologies();
         for _ in 0..limit {
             let Some(job) = self.partition.next_job() else {
                 return;
             };
             let linked = self.partition.run(&job);
             self.partition.commit(linked).expect("commits");
+            self.note_topologies();
         }
     }
 
@@ -122,8 +144,10 @@ impl Replica {
 
     fn marks(&self, last: u64) -> Vec<MarkDigests> {
         let first = last - MARKS_KEPT.min(last as usize) as u64 + 1;
-        let mark = |mark| {
-            self.partition
+        let mark = |mark| MarkDigests {
+            topology: self.noted.borrow().get(&mark).copied(),
+            ..self
+                .partition
                 .marked(MarkId(mark))
                 .expect("reads")
                 .expect("is kept")
@@ -184,7 +208,7 @@ fn assert_same(expected: &[MarkDigests], found: &[MarkDigests], what: &str) {
             ..*digests
         };
         assert_eq!(without(expected), without(found), "{what}");
-        // A generation that a replica no longer holds has no digest there.
+        // A replica that was moved or that lost its links may never have had those of a generation.
         if let (Some(expected), Some(found)) = (expected.topology, found.topology) {
             assert_eq!(expected, found, "{what}");
         }
@@ -216,8 +240,10 @@ fn replicas_of_one_log_are_equal() {
     for kernel in Kernel::all_available() {
         let name = kernel.name();
         let found = live(kernel, &log).marks(marks);
+        assert!(found.iter().all(|mark| mark.topology.is_some()), "{name}");
         assert_same(&expected, &found, &format!("live, {name}"));
         let found = replayed(kernel, &log).marks(marks);
+        assert!(found.iter().all(|mark| mark.topology.is_some()), "{name}");
         assert_same(&expected, &found, &format!("replayed, {name}"));
         for seed in 0..3 {
             let found = tormented(kernel, &log, seed).marks(marks);
