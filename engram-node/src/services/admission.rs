@@ -55,6 +55,18 @@ impl Services {
         })
     }
 
+    /// A place among the calls under way, waited for.
+    ///
+    /// # Errors
+    /// When the server is going away.
+    pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let places = std::sync::Arc::clone(&self.inner.requests);
+        places.acquire_owned().await.map_err(|_| Failure::Busy {
+            what: "requests",
+            limit: REQUESTS_IN_FLIGHT_MAX,
+        })
+    }
+
     /// The end of a call, counted and timed.
     pub(super) fn answer<T>(
         &self,

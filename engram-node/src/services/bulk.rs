@@ -60,7 +60,13 @@ impl Services {
             .map(move |batch| {
                 let services = services.clone();
                 async move {
-                    let acknowledged = services.import_batch(batch?).await;
+                    let batch = batch?;
+                    // A batch takes the place of one call; it waits for it, which slows the sender.
+                    let place = services.place().await;
+                    let acknowledged = match &place {
+                        Ok(_) => services.import_batch(batch).await,
+                        Err(failure) => return Err(services.status(failure)),
+                    };
                     acknowledged.map_err(|failure| services.status(&failure))
                 }
             })
