@@ -8,5 +8,7 @@
 //! equal in every digest, whatever crashed, was restored or was delayed on the way; and a planted
 //! fault is found.
 
+pub mod observe;
+pub mod plan;
 pub mod workload;
 pub mod world;

@@ -1,0 +1,155 @@
+//! What one run of the simulation is made of: plain data, drawn from a seed by `swarm` and made
+//! smaller by `shrink`. The world carries it out; nothing here runs.
+//!
+//! What must hold: a plan and its seed decide a run completely.
+
+use std::time::Duration;
+
+/// Number of a simulated node, from 0. The `NodeId` is the cluster's own affair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Host(pub usize);
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub seed: u64,
+    /// Nodes at the start. More may join by [`Fault::Join`].
+    pub nodes: usize,
+    /// Step of the world's clock, and the shortest delay of a message.
+    pub tick: Duration,
+    /// Length of the phase with faults and clients.
+    pub safety: Duration,
+    /// Bound on the time until everything is well again once faults have stopped.
+    pub liveness: Duration,
+    pub network: NetworkPlan,
+    pub disk: DiskPlan,
+    /// Offset of each node's wall clock, in milliseconds; nodes beyond the list have none.
+    pub clock_offsets: Vec<i64>,
+    pub spaces: Vec<SpacePlan>,
+    /// In order of their time.
+    pub faults: Vec<FaultEvent>,
+    pub workloads: Vec<WorkloadPlan>,
+}
+
+/// How the network behaves without a special fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NetworkPlan {
+    pub delay_min: Duration,
+    pub delay_max: Duration,
+    /// Share of datagrams lost, of 1.
+    pub loss: f64,
+    /// Share of datagrams delivered twice.
+    pub duplicates: f64,
+    /// Share of datagrams that overtake others by a further delay.
+    pub reordered: f64,
+}
+
+/// How disks behave without a special fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DiskPlan {
+    pub sync_min: Duration,
+    pub sync_max: Duration,
+    /// Share of blocking work that takes ten times as long.
+    pub slow: f64,
+}
+
+/// A space that exists from the start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpacePlan {
+    pub name: String,
+    pub partitions: u32,
+    pub replicas: u32,
+    pub dimension: u32,
+}
+
+/// A fault and its time since the start of the safety phase.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FaultEvent {
+    pub at: Duration,
+    pub fault: Fault,
+}
+
+/// What may go wrong. Everything ends by itself or with the safety phase.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// The process dies at once, at whatever await point its tasks are, and starts again later. The
+    /// disk keeps what was synced and a drawn prefix of the rest.
+    Crash { host: Host, down: Duration },
+    /// As `Crash`, at the disk's `writes`-th write from now: before it, or right after it.
+    CrashAtWrite {
+        host: Host,
+        writes: u32,
+        after: bool,
+        down: Duration,
+    },
+    /// SIGTERM, an orderly stop, and a start.
+    Restart { host: Host, down: Duration },
+    /// SIGSTOP and SIGCONT.
+    Pause { host: Host, length: Duration },
+    /// Nothing goes from `from` to `to`; the other way only when `both`.
+    Cut {
+        from: Vec<Host>,
+        to: Vec<Host>,
+        both: bool,
+        length: Duration,
+    },
+    /// Messages between the two wait until the end, then all arrive.
+    Clog {
+        between: (Host, Host),
+        length: Duration,
+    },
+    /// All connections of a node break once.
+    Reset { host: Host },
+    /// Other network weather for a while.
+    Weather {
+        network: NetworkPlan,
+        length: Duration,
+    },
+    /// Blocking work of a node takes `factor` times as long.
+    SlowDisk {
+        host: Host,
+        factor: u32,
+        length: Duration,
+    },
+    /// Writes fail as on a full disk until the node is started again, after `down`.
+    FullDisk { host: Host, down: Duration },
+    /// The next sync fails; the node is started again after `down`.
+    FailedSync { host: Host, down: Duration },
+    /// One stored record can no longer be read (its checksum fails). The node is started again
+    /// after `down`.
+    CorruptRecord { host: Host, down: Duration },
+    /// The wall clock jumps by this many milliseconds.
+    ClockJump { host: Host, millis: i64 },
+    /// A new node joins.
+    Join,
+    /// The primary of some group hands leadership over.
+    Transfer { choice: u32 },
+}
+
+/// What clients do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPlan {
+    pub kind: WorkloadKind,
+    pub clients: u32,
+    /// Of each client.
+    pub operations: u32,
+}
+
+/// One per file in `workload/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WorkloadKind {
+    /// Reads and compare-and-set of few memories.
+    Register,
+    /// Unique memories, each written once.
+    Set,
+    /// Evidence added to an edge through request ids that are retried.
+    Counter,
+    /// Associate, strengthen and dissociate, against an operation-log oracle.
+    Edges,
+    /// Recall against brute force.
+    Recall,
+    /// Exact spreads against the single-partition oracle.
+    Spread,
+    /// Spaces that come and go.
+    Spaces,
+}
