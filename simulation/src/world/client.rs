@@ -105,7 +105,7 @@ impl ClientHost {
         around.network.begin(&life);
         let mut seeds = generator(around.seed, "client process", number as u64);
         let process = Process::new(rand::Rng::next_u64(&mut seeds));
-        let _inside = process.handle().enter();
+        let inside = process.handle().enter();
         let clock = SimClock::new(around.ledger.now(), Arc::new(AtomicI64::new(0)));
         let entropy = generator(around.seed, "client entropy", number as u64);
         let machine = SimMachine {
@@ -113,7 +113,7 @@ impl ClientHost {
             entropy: SimEntropy::new(entropy),
             net: SimNet::new(Arc::clone(&around.network), life),
         };
-        drop(_inside);
+        drop(inside);
         Self {
             number,
             process,

@@ -271,7 +271,6 @@ impl World {
         self.around.ledger.event(format_args!("heal"));
         self.healed = true;
         self.actions.clear();
-        self.restarting.clear();
         self.trapped.clear();
         self.around.network.end_all_faults();
         self.around.network.set_weather(NetworkPlan {
