@@ -89,7 +89,7 @@ fn run(plan: &Plan, writes: usize) -> Outcome {
                     }
                     acknowledged.fetch_add(1, Ordering::Relaxed);
                     if let Ok(found) = space.get(&wanted.id).await {
-                        let found = found.memory.expect("an acknowledged memory is there");
+                        let found = found.expect("an acknowledged memory is there");
                         assert_eq!(found.content, wanted.content);
                     }
                 }

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 
 pub use links::Fault;
-pub use seam::{SimNet, SimStream};
+pub use seam::SimNet;
 use state::State;
 
 use super::seams::{Ledger, Life};
