@@ -95,8 +95,13 @@ impl Here {
             .borrow()
             .partition(partition)
             .map(|(_, record)| record.group);
+        let group = group.ok_or(Refusal::NoReplica)?;
         let replica = self.inner.locals.partition(partition);
-        group.zip(replica).ok_or(Refusal::NoReplica)
+        let replica = replica.ok_or_else(|| match self.inner.groups.why_stopped(group) {
+            Some(reason) => Refusal::Stopped(reason),
+            None => Refusal::NoReplica,
+        })?;
+        Ok((group, replica))
     }
 
     fn check_leads(&self, group: GroupId) -> Result<(), Refusal> {
@@ -180,6 +185,7 @@ impl Here {
             let leadership = self.inner.groups.leadership(group);
             status.leader = leadership.leader.map_or(0, |node| node.0);
             status.epoch = leadership.epoch;
+            status.stopped = self.inner.groups.why_stopped(group).unwrap_or_default();
         }
         Ok(served)
     }
