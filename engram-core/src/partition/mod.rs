@@ -60,8 +60,11 @@ use self::record::StateRecord;
 use self::requests::RequestTable;
 use crate::index::{Generation, IndexStatus, Job, LinkedWindow, PartitionIndex, VectorId};
 use crate::keys;
+use crate::planted;
 use crate::storage::{Batch, Durability, Family, Storage, StorageError};
-use crate::types::{EdgeContext, MarkId, PartitionId, Sequence, SlotRange, SpaceConfig};
+use crate::types::{
+    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
+};
 
 /// One replica's copy of one partition.
 pub struct Partition {
@@ -161,7 +164,10 @@ impl Partition {
     #[must_use]
     pub fn context(&self) -> EdgeContext {
         let published = self.published.read();
-        let overlay = published.overlay.seen().clone();
+        let mut overlay = published.overlay.seen().clone();
+        if planted!("overlay-dots-unseen") {
+            overlay = OverlayContext::default();
+        }
         EdgeContext {
             sequence: published.state.sequence,
             overlay,
