@@ -92,8 +92,8 @@ impl Reduction {
             propose(&|next| next.workloads = Some(kinds[half..].to_vec()));
             if kinds.len() > 2 {
                 for left_out in &kinds {
-                    let kept: Vec<_> = kinds.iter().filter(|kind| *kind != left_out);
-                    let kept: Vec<_> = kept.into_iter().copied().collect();
+                    let kept = kinds.iter().filter(|kind| *kind != left_out);
+                    let kept: Vec<WorkloadKind> = kept.copied().collect();
                     propose(&|next| next.workloads = Some(kept.clone()));
                 }
             }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engram_client::types::Memory;
-use engram_simulation::plan::{DiskPlan, Fault, FaultEvent, Host, LogPlan, NetworkPlan, Plan, SpacePlan};
+use engram_simulation::plan::{
+    DiskPlan, Fault, FaultEvent, Host, LogPlan, NetworkPlan, Plan, SpacePlan,
+};
 use engram_simulation::thread::on_own_thread;
 use engram_simulation::world::World;
 

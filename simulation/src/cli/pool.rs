@@ -16,7 +16,6 @@ pub struct Done<I, T> {
     pub item: I,
     /// Or the words of a panic: a defect of the simulation.
     pub result: Result<T, String>,
-    pub took: Duration,
 }
 
 /// A watch.
@@ -55,12 +54,10 @@ pub fn each<I: Copy + Send, T: Send>(
                     let Some(item) = next else {
                         return;
                     };
-                    let began = Began::now();
                     let result = panic::catch_unwind(AssertUnwindSafe(|| work(item)));
                     let done = Done {
                         item,
                         result: result.map_err(|payload| words(payload.as_ref())),
-                        took: began.elapsed(),
                     };
                     if sender.send(done).is_err() {
                         return;

@@ -45,7 +45,6 @@ pub struct Contribution<'a> {
     pub record: &'a Record,
     pub weight: u64,
     pub confidence: u64,
-    pub local: bool,
 }
 
 /// (space, edge) and what happened to it.
@@ -63,16 +62,11 @@ pub fn stories(records: &[Record]) -> Stories<'_> {
                 edge,
                 weight,
                 confidence,
-                local,
-            } => add(&mut stories, record, edge, (*weight, *confidence, *local)),
+                ..
+            } => add(&mut stories, record, edge, (*weight, *confidence)),
             Op::Remember { edges, .. } => {
                 for (edge, confidence) in edges {
-                    add(
-                        &mut stories,
-                        record,
-                        edge,
-                        (Unit::ONE.bits(), *confidence, false),
-                    );
+                    add(&mut stories, record, edge, (Unit::ONE.bits(), *confidence));
                 }
             }
             Op::Dissociate { edge, .. } => {
@@ -97,14 +91,13 @@ fn add<'a>(
     stories: &mut Stories<'a>,
     record: &'a Record,
     edge: &'a EdgeName,
-    (weight, confidence, local): (u64, u64, bool),
+    (weight, confidence): (u64, u64),
 ) {
     let story = stories.entry((record.space.as_str(), edge)).or_default();
     let contribution = Contribution {
         record,
         weight,
         confidence,
-        local,
     };
     let earlier = story
         .contributions
@@ -155,7 +148,6 @@ mod tests {
             record: &record,
             weight,
             confidence,
-            local: false,
         };
         let both = [contribution(1 << 32, 4), contribution(1 << 31, 4)];
         assert_eq!(weight(both.iter()), 3 << 30);

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
 use engram_core::spread::{Adjacency, ONE, OutEdge, SpreadParameters, spread};
-use engram_core::types::{EdgeContext, HashSlot, MemoryHash, MemoryId, Relation, Unit};
+use engram_core::types::{EdgeContext, MemoryHash, MemoryId, Relation, Unit};
 
 use super::acknowledged::dropped_spaces;
 use super::evidence::answers;
@@ -182,12 +182,6 @@ impl Adjacency for Graph {
     fn pinned(&self) -> EdgeContext {
         EdgeContext::default()
     }
-}
-
-/// Where a memory of this name lives; for workloads that want edges to cross partitions.
-#[must_use]
-pub fn slot(id: &str) -> HashSlot {
-    MemoryId::new(id).map_or(HashSlot(0), |id| id.hash_slot())
 }
 
 #[cfg(test)]

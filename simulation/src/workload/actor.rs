@@ -7,8 +7,8 @@ use std::time::Duration;
 use engram_client::types as v1;
 use engram_client::{Client, Error, Outcome as Happened, SpaceClient};
 use parking_lot::Mutex;
-use rand::RngExt as _;
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::history::{
     Answer, ClientNumber, EdgeName, EdgeSeen, Expected, History, Level, Op, Outcome, Positions,
@@ -91,13 +91,13 @@ pub struct Actor {
 
 impl Actor {
     #[must_use]
-    pub fn new(context: ClientContext, shared: Shared, pause_max: Duration) -> Self {
+    pub fn new(mut context: ClientContext, shared: Shared, pause_max: Duration) -> Self {
         let number = u32::try_from(context.number).unwrap_or(u32::MAX);
         Self {
             number: ClientNumber(number),
             client: context.client.clone(),
             clock: context.clock.clone(),
-            rng: context.rng.clone(),
+            rng: StdRng::from_rng(&mut context.rng),
             shared,
             pause_max,
             context,
