@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engram_core::storage::{
-    Batch, BatchOp, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
+    Batch, BatchOp, Damage, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
     StorageError,
 };
 use engram_node::seams::{Disk, FileWriter};
@@ -20,6 +20,13 @@ use rand::rngs::StdRng;
 
 use super::seams::{Ledger, Life};
 use super::trace::digest;
+
+/// Bytes of the key of a log entry: group, tag, index.
+const LOG_RECORD_KEY_BYTES: usize = 17;
+/// Bits of a log record before its payload.
+const LOG_HEADER_BITS: usize = 29 * 8;
+/// The last so many log records, of all groups together, are those that get damaged.
+const DAMAGED_NEWEST: usize = 200;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]
@@ -74,10 +81,46 @@ impl Platter {
         platters.spoiled = true;
     }
 
-    pub fn fail_next_write(&self) {
+    pub fn fail_next_sync(&self, visible: bool) {
         let mut platters = self.0.lock();
-        platters.store.fail_next_write();
+        platters.store.fail_next_sync(visible);
         platters.spoiled = true;
+    }
+
+    /// One record reads wrong until the store is opened again: a bit of a log entry, which only the
+    /// log's own checksums show, or a record of the state altogether. Whether there was one.
+    pub fn damage(&self, generator: &mut StdRng) -> bool {
+        let mut platters = self.0.lock();
+        let families = [Family::Memories, Family::Vectors, Family::Edges];
+        let of_log = generator.random_bool(0.7);
+        let family = if of_log {
+            Family::Log
+        } else {
+            families[generator.random_range(0..families.len())]
+        };
+        let mut keys = platters.store.keys_on_disk(family);
+        keys.retain(|key| !of_log || key.len() == LOG_RECORD_KEY_BYTES);
+        if keys.is_empty() {
+            return false;
+        }
+        // Of the log the newest: old ones are seldom read.
+        let newest = if of_log {
+            keys.len().saturating_sub(DAMAGED_NEWEST)
+        } else {
+            0
+        };
+        let key = &keys[generator.random_range(newest..keys.len())];
+        let value = platters.store.get(family, key).ok().flatten();
+        let bits = value.map_or(0, |value| value.len() * 8);
+        let damage = match of_log {
+            true if bits > LOG_HEADER_BITS => {
+                Damage::FlippedBit(generator.random_range(LOG_HEADER_BITS..bits))
+            }
+            _ => Damage::Unreadable,
+        };
+        let damaged = platters.store.damage(family, key, damage);
+        platters.spoiled |= damaged;
+        damaged
     }
 
     /// No fault waits to happen any more; whether the store may refuse writes until it is opened
@@ -96,6 +139,7 @@ impl Platter {
 
 impl Platters {
     fn open_again(&mut self, store: MemoryStorage) {
+        store.heal();
         self.store = store;
         self.full = false;
         self.trap = None;

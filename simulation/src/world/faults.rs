@@ -6,6 +6,7 @@ use super::World;
 use super::disk::Trap;
 use super::network::{self, End};
 use super::node::place;
+use super::seams::generator;
 use crate::plan::{Fault, Host};
 
 /// What is to happen at a time.
@@ -143,11 +144,21 @@ impl World {
                 self.schedule(now + length, Action::EndSlowDisk(host));
                 true
             }
-            Fault::FullDisk { host, down } => self.harm_disk(host, down, |disk| disk.fill()),
+            Fault::FullDisk { host, down } => self.harm_disk(host, down, |disk| {
+                disk.fill();
+                true
+            }),
             Fault::FailedSync { host, down } => {
-                self.harm_disk(host, down, |disk| disk.fail_next_write())
+                let visible = self.coin();
+                self.harm_disk(host, down, |disk| {
+                    disk.fail_next_sync(visible);
+                    true
+                })
             }
-            Fault::CorruptRecord { .. } => false,
+            Fault::CorruptRecord { host, down } => {
+                let mut draws = generator(self.around.seed, "damage", self.next_action);
+                self.harm_disk(host, down, |disk| disk.damage(&mut draws))
+            }
             Fault::ClockJump { host, millis } => {
                 let node = self.nodes.get(host.0);
                 node.map(|node| node.jump_clock(millis)).is_some()
@@ -180,12 +191,11 @@ impl World {
         &mut self,
         host: Host,
         down: Duration,
-        harm: impl FnOnce(&super::disk::Platter),
+        harm: impl FnOnce(&super::disk::Platter) -> bool,
     ) -> bool {
-        if !self.is_up(host) {
+        if !self.is_up(host) || !harm(&self.nodes[host.0].platter) {
             return false;
         }
-        harm(&self.nodes[host.0].platter);
         self.schedule(self.now + down, Action::Kill(host));
         self.schedule(self.now + down, Action::Start(host));
         true
