@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test check fix deny bench demo-data image compose-test
+.PHONY: help bootstrap build demo test check fix deny simulate simulate-mutants simulate-determinism bench demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -54,6 +54,22 @@ fix: bootstrap ## formatting, and lints that can be fixed by themselves
 
 deny: ## licences, bans, sources; advisories where their database can be reached
 	@scripts/deny.sh
+
+# One build serves all three: planted bugs are compiled in, and none is active unless it is named.
+SIMULATE := $(CARGO) run --locked --quiet --profile simulation -p engram-simulation --features planted --
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+simulate: SEEDS ?= 200
+simulate: bootstrap ## whole clusters in one process, seed by seed (SEEDS=200 ARGS="--first 1")
+	@$(SIMULATE) run --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+simulate-determinism: SEEDS ?= 10
+simulate-determinism: bootstrap ## the same seed twice must be the same run, event by event (SEEDS=10)
+	@$(SIMULATE) determinism --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
+
+simulate-mutants: SEEDS ?= 500
+simulate-mutants: bootstrap ## planted bugs, each of which the simulation must find (ARGS="--name X")
+	@$(SIMULATE) mutants --seeds $(SEEDS) --jobs $(JOBS) $(ARGS)
 
 bench: bootstrap ## WordNet through three nodes: import, recall, spread (ENGRAM_DATA=directory that holds wordnet/)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)

@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod keys;
 pub mod limits;
 pub mod partition;
+pub mod planted;
 pub mod spread;
 pub mod storage;
 pub mod types;

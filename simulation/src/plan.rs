@@ -23,6 +23,7 @@ pub struct Plan {
     pub liveness: Duration,
     pub network: NetworkPlan,
     pub disk: DiskPlan,
+    pub log: LogPlan,
     /// Offset of each node's wall clock, in milliseconds; nodes beyond the list have none.
     pub clock_offsets: Vec<i64>,
     pub spaces: Vec<SpacePlan>,
@@ -51,6 +52,15 @@ pub struct DiskPlan {
     pub sync_max: Duration,
     /// Share of blocking work that takes ten times as long.
     pub slow: f64,
+}
+
+/// How soon groups write snapshots and cut their logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPlan {
+    /// Entries after which a group's state is written to a snapshot.
+    pub snapshot_every: u64,
+    /// Entries that stay in the log although a snapshot has them.
+    pub keep: u64,
 }
 
 /// A space that exists from the start.
@@ -225,6 +235,8 @@ pub struct WorkloadPlan {
     pub clients: u32,
     /// Of each client.
     pub operations: u32,
+    /// Longest pause of a client between two of them.
+    pub pause_max: Duration,
 }
 
 /// One per file in `workload/`.

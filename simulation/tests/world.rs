@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use engram_client::types::Memory;
-use engram_simulation::plan::{DiskPlan, Fault, FaultEvent, Host, NetworkPlan, Plan, SpacePlan};
+use engram_simulation::plan::{
+    DiskPlan, Fault, FaultEvent, Host, LogPlan, NetworkPlan, Plan, SpacePlan,
+};
 use engram_simulation::thread::on_own_thread;
 use engram_simulation::world::World;
 
@@ -38,6 +40,10 @@ fn plan(seed: u64, faults: Vec<(u64, Fault)>) -> Plan {
             sync_min: Duration::ZERO,
             sync_max: Duration::from_millis(4),
             slow: 0.01,
+        },
+        log: LogPlan {
+            snapshot_every: 100,
+            keep: 10,
         },
         clock_offsets: vec![0, 40, -70],
         spaces: vec![SpacePlan {

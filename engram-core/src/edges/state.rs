@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{EdgeChange, OverlayDelta};
+use crate::planted;
 use crate::types::{Dot, EdgeContext, Hlc, RequestId, Unit};
 
 /// One observation of an edge.
@@ -39,6 +40,13 @@ impl Contribution {
             request,
             retried,
         }
+    }
+
+    /// The well-known wrong merge, which only a planted bug makes: sums under one dot.
+    fn absorb(&mut self, other: &Self) {
+        let sum = |a: Unit, b: Unit| Unit::from_bits(a.bits() + b.bits()).unwrap_or(Unit::ONE);
+        (self.wc, self.c) = (sum(self.wc, other.wc), sum(self.c, other.c));
+        self.stamp = self.stamp.max(other.stamp);
     }
 }
 
@@ -137,7 +145,13 @@ impl EdgeState {
             return Effect::default();
         }
         let conflict = self.retry_meets_base(dot, &contribution);
-        self.contributions.insert(dot, contribution);
+        if planted!("edges-averaged")
+            && let Some(mut newest) = self.contributions.last_entry()
+        {
+            newest.get_mut().absorb(&contribution);
+        } else {
+            self.contributions.insert(dot, contribution);
+        }
         Effect {
             changed: true,
             conflict,
@@ -171,8 +185,9 @@ impl EdgeState {
             return Effect::default();
         }
         let before = self.contributions.len();
-        self.contributions
-            .retain(|held, _| !removal.context.covers(held));
+        self.contributions.retain(|held, _| {
+            !removal.context.covers(held) && !planted!("removal-ignores-context")
+        });
         let mut effect = Effect {
             changed: self.contributions.len() < before,
             ..Effect::default()

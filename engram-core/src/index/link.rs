@@ -20,6 +20,7 @@ use super::TopologyDigest;
 use super::beam::{Bounds, Fate, Scratch, descend, walk, with_scratch};
 use super::graph::{Graph, Window};
 use super::order::Scored;
+use crate::planted;
 
 /// The linking of one window, to be run anywhere.
 pub struct Job {
@@ -197,7 +198,9 @@ impl Linking<'_> {
                     effort,
                     budget: usize::MAX,
                 };
-                let mut judge = |slot| match graph.is_live_at(slot, self.window.seal) {
+                let dead_by_now = |slot| planted!("topology-by-timing") && !graph.is_live(slot);
+                let lives = |slot| graph.is_live_at(slot, self.window.seal) && !dead_by_now(slot);
+                let mut judge = |slot| match lives(slot) {
                     _ if graph.is_twin(slot) => Fate::Skip,
                     true => Fate::Keep,
                     false => Fate::Through,

@@ -11,6 +11,7 @@ use super::{
     Generation, IndexShape, PartitionIndex, SnapshotError, SourceError, StoredVector, VectorId,
 };
 use crate::kernel::Row;
+use crate::planted;
 use crate::types::Sequence;
 
 /// An index that was loaded, and what its snapshot was good for.
@@ -225,12 +226,11 @@ fn push(
             });
         }
         let row = row.get_or_insert_with(|| Row::new(&vector.components));
-        graph.push(
-            id,
-            row.clone(),
-            graph.level_of(vector.owner),
-            vector.sequence,
-        );
+        let (level, mut sequence) = (graph.level_of(vector.owner), vector.sequence);
+        if planted!("window-sealed-late-on-replay") {
+            sequence = sequence.next();
+        }
+        graph.push(id, row.clone(), level, sequence);
     }
     Ok(())
 }

@@ -173,6 +173,11 @@ pub fn request(partition: PartitionId, client: ClientId, counter: u64) -> Vec<u8
 }
 
 #[must_use]
+pub fn requests(partition: PartitionId) -> KeyRange {
+    KeyRange::of_prefix(metadata(partition, REQUEST, &[]))
+}
+
+#[must_use]
 pub fn requests_of(partition: PartitionId, client: ClientId) -> KeyRange {
     KeyRange::of_prefix(metadata(partition, REQUEST, &[&client.0]))
 }

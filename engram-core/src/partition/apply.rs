@@ -22,6 +22,7 @@ use crate::index::{
 use crate::kernel;
 use crate::keys;
 use crate::limits;
+use crate::planted;
 use crate::storage::{Batch, Durability, Family, StorageError};
 use crate::types::{MarkId, Memory, MemoryId, Metric, PartitionId};
 
@@ -175,7 +176,9 @@ impl Partition {
         }
         for id in &step.killed {
             applier.alive.remove(id.0);
-            self.index.kill(*id, step.sequence());
+            if !planted!("forgotten-memory-recalled") {
+                self.index.kill(*id, step.sequence());
+            }
         }
         if step.inserted.is_empty() && step.killed.is_empty() {
             return;
@@ -296,9 +299,10 @@ fn apply_write(
     let mut outcomes = Vec::with_capacity(write.ops.len());
     let mut applied_any = false;
     for (index, op) in &write.ops {
+        let again = write.retried && planted!("retry-applied-twice");
         let outcome = match outcome_of(&record, *index) {
-            Some(outcome) => outcome.clone(),
-            None => {
+            Some(outcome) if !again => outcome.clone(),
+            _ => {
                 let outcome = apply_op(step, write, *index, op)?;
                 record.note(*index, outcome.clone());
                 applied_any = true;
@@ -369,6 +373,9 @@ fn check_expected(expected: Expected, found: Option<&MemoryRecord>) -> Result<()
     let fits = match expected {
         Expected::Anything => true,
         Expected::Absent => version.is_none(),
+        Expected::Version(wanted) if planted!("expected-version-too-lax") => {
+            version >= Some(wanted)
+        }
         Expected::Version(wanted) => version == Some(wanted),
     };
     if fits {

@@ -6,6 +6,7 @@ use super::Partition;
 use super::overlay::Received;
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::keys;
+use crate::planted;
 use crate::storage::{Batch, Durability, Family, StorageError};
 use crate::types::{
     ActorId, Hlc, MemoryId, OverlayContext, OverlayDot, PartitionId, Relation, RequestId,
@@ -156,7 +157,11 @@ impl Partition {
                 keys::encode(delta),
             );
         }
-        self.storage.write(batch, Durability::Sync)?;
+        let durability = match planted!("local-edge-not-synced") {
+            true => Durability::Buffered,
+            false => Durability::Sync,
+        };
+        self.storage.write(batch, durability)?;
         let mut overtaken = Batch::new();
         let mut published = self.published.write();
         for delta in fresh {

@@ -63,8 +63,11 @@ use crate::index::{
     VectorId,
 };
 use crate::keys;
+use crate::planted;
 use crate::storage::{Batch, Durability, Family, Storage, StorageError};
-use crate::types::{EdgeContext, MarkId, PartitionId, Sequence, SlotRange, SpaceConfig};
+use crate::types::{
+    EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
+};
 
 /// One replica's copy of one partition.
 pub struct Partition {
@@ -164,7 +167,10 @@ impl Partition {
     #[must_use]
     pub fn context(&self) -> EdgeContext {
         let published = self.published.read();
-        let overlay = published.overlay.seen().clone();
+        let mut overlay = published.overlay.seen().clone();
+        if planted!("overlay-dots-unseen") {
+            overlay = OverlayContext::default();
+        }
         EdgeContext {
             sequence: published.state.sequence,
             overlay,

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::command::OverlayDelta;
+use crate::planted;
 use crate::types::{ActorId, EdgeKey, MemoryHash, OverlayContext, OverlayDot};
 
 /// Copied on write, in this many parts each way, so that a change under a reader copies little.
@@ -129,6 +130,9 @@ impl Overlay {
             .range(of_actor)
             .next_back()
             .map_or(0, |(dot, _)| dot.n);
+        if planted!("overlay-dot-reused") {
+            return last_held + 1;
+        }
         last_held.max(self.seen().floor(actor)) + 1
     }
 

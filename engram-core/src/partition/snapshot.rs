@@ -16,6 +16,7 @@ use super::view::PartitionView;
 use super::{Partition, read};
 use crate::index::SnapshotError;
 use crate::keys::{self, KeyRange};
+use crate::planted;
 use crate::storage::{Batch, Durability, Family, Order, Storage, StorageError};
 use crate::types::{PartitionId, Sequence};
 
@@ -195,6 +196,7 @@ impl PartitionSnapshot {
         family: Family,
         range: &KeyRange,
     ) -> Result<(), SnapshotWriteError> {
+        let id = self.view.partition;
         let head = vec![family_code(family)];
         let mut payload = head.clone();
         let records = self
@@ -203,6 +205,9 @@ impl PartitionSnapshot {
             .scan(family, &range.start, &range.end, Order::Ascending);
         for entry in records {
             let (key, value) = entry?;
+            if planted!("snapshot-without-requests") && keys::requests(id).contains(&key) {
+                continue;
+            }
             let full = payload.len() + key.len() + value.len() > CHUNK_BYTES;
             if full && payload.len() > head.len() {
                 writer.chunk(ChunkKind::Records, &payload)?;
@@ -251,7 +256,13 @@ fn clear(storage: &dyn Storage, id: PartitionId) -> Result<(), StorageError> {
     let mut batch = Batch::new();
     batch.put(Family::Metadata, keys::installing(id), keys::encode(&()));
     for (family, range) in ranges(id) {
-        batch.delete_range(family, range.start, range.end);
+        if !(family == Family::Memories && planted!("snapshot-keeps-old-records")) {
+            batch.delete_range(family, range.start, range.end);
+        }
+    }
+    if planted!("snapshot-takes-overlay") {
+        let overlay = keys::overlays(id);
+        batch.delete_range(Family::Edges, overlay.start, overlay.end);
     }
     storage.write(batch, Durability::Sync)
 }

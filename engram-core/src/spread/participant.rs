@@ -18,6 +18,7 @@ use super::outcome::{HopStats, add_hops, most_activated};
 use super::reference::missing;
 use super::wire::{Arrival, Frame, PlanError, Report, ReportEnd, Section, SlotTable, SpreadStart};
 use crate::limits;
+use crate::planted;
 use crate::types::{NodeId, PartitionId};
 
 /// One node's partitions in one attempt of one query.
@@ -191,6 +192,9 @@ impl<A: Adjacency> Participant<A> {
             ..Step::default()
         };
         if step.received != Received::Accepted {
+            if planted!("spread-frame-doubled") {
+                self.double(frame);
+            }
             return Ok(step);
         }
         self.lamport = self.lamport.max(frame.lamport).saturating_add(1);
@@ -202,6 +206,16 @@ impl<A: Adjacency> Participant<A> {
             this.advance(&mut step)?;
             Ok(step)
         })
+    }
+
+    /// What must never happen, and only a planted bug does.
+    fn double(&mut self, frame: Frame) {
+        let frames = self.inbox.get_mut(&frame.hop);
+        if let Some(held) = frames.and_then(|frames| frames.get_mut(&frame.source)) {
+            for (into, from) in held.sections.iter_mut().zip(frame.sections) {
+                into.arrivals.extend(from.arrivals);
+            }
+        }
     }
 
     /// Whether it has reported or is lost: nothing more will come of it.

@@ -13,7 +13,7 @@ mod rocks;
 use std::sync::Arc;
 
 pub use batch::{Batch, BatchOp};
-pub use memory::MemoryStorage;
+pub use memory::{Damage, MemoryStorage};
 #[cfg(feature = "rocksdb")]
 pub use rocks::{RocksOptions, RocksStorage};
 

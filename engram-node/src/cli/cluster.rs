@@ -164,7 +164,8 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-/// One row per replica, so that lag and tail can be read down a column.
+/// One row per replica, so that lag and tail can be read down a column; below it, why replicas
+/// have stopped.
 #[must_use]
 pub fn partition_table(partitions: &[v1::Partition]) -> String {
     let headings = [
@@ -184,6 +185,7 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
         partition.replicas.iter().map(move |replica| {
             let role = match (replica.reachable, replica.node == partition.primary) {
                 (false, _) => "unreachable",
+                (true, _) if !replica.stopped.is_empty() => "stopped",
                 (true, true) => "primary",
                 (true, false) => "replica",
             };
@@ -206,7 +208,18 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
             ]
         })
     });
-    table(&headings, rows)
+    let mut text = table(&headings, rows);
+    for partition in partitions {
+        for replica in partition
+            .replicas
+            .iter()
+            .filter(|it| !it.stopped.is_empty())
+        {
+            let (id, node, why) = (partition.id, replica.node, &replica.stopped);
+            text += &format!("\npartition {id} on node {node} has stopped: {why}");
+        }
+    }
+    text
 }
 
 pub async fn verify(args: &VerifyArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
@@ -338,6 +351,28 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("node 1:"), "{text}");
+    }
+
+    #[test]
+    fn a_stopped_replica_says_why() {
+        let replica = |node, stopped: &str| v1::Replica {
+            node,
+            reachable: true,
+            stopped: stopped.into(),
+            ..Default::default()
+        };
+        let partition = v1::Partition {
+            id: 4,
+            primary: 1,
+            replicas: vec![replica(1, ""), replica(2, "log record 9 is corrupt")],
+            ..Default::default()
+        };
+        let text = partition_table(&[partition]);
+        let line = "partition 4 on node 2 has stopped: log record 9 is corrupt";
+        assert!(
+            text.contains(line) && !text.contains("on node 1 has"),
+            "{text}"
+        );
     }
 
     #[test]

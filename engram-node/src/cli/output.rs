@@ -182,6 +182,7 @@ pub fn partition_json(partition: &v1::Partition) -> Value {
             "memories": replica.memories,
             "edges": replica.edges,
             "index_tail": replica.index_tail,
+            "stopped": replica.stopped,
             "overlay_deltas": replica.overlay_deltas,
         })
     });

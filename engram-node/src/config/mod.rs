@@ -121,6 +121,29 @@ pub struct Config {
     pub log_format: LogFormat,
     pub log_level: String,
     pub limits: Limits,
+    pub raft: RaftOptions,
+}
+
+/// How much log a group keeps, decided. No option sets it: it is for tests, which must see
+/// snapshots soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RaftOptions {
+    /// Entries after which a group's state is written to a snapshot.
+    pub snapshot_every_entries: u64,
+    /// Entries that stay in the log although a snapshot has them.
+    pub keep_entries: u64,
+    /// Decoded entries of one group kept in memory, in bytes.
+    pub cache_bytes_max: usize,
+}
+
+impl Default for RaftOptions {
+    fn default() -> Self {
+        Self {
+            snapshot_every_entries: 20_000,
+            keep_entries: 5_000,
+            cache_bytes_max: 1 << 20,
+        }
+    }
 }
 
 /// Bounds of the client port, decided.
@@ -201,6 +224,7 @@ impl StartArgs {
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             log_level: address(self.log_level, file.log_level, DEFAULT_LOG_LEVEL),
             limits: self.limits.over(&file.limits),
+            raft: RaftOptions::default(),
         };
         config.check()?;
         Ok(config)

@@ -7,6 +7,8 @@ use std::time::Duration;
 use engram_core::types::NodeId;
 use openraft::{Config, SnapshotPolicy};
 
+use crate::config::RaftOptions;
+
 /// How a node takes part in its groups.
 #[derive(Clone, Debug)]
 pub struct ConsensusConfig {
@@ -46,6 +48,16 @@ pub struct ConsensusConfig {
 impl ConsensusConfig {
     #[must_use]
     pub fn new(node: NodeId, cluster: [u8; 16], data_dir: PathBuf) -> Self {
+        Self::with_options(node, cluster, data_dir, RaftOptions::default())
+    }
+
+    #[must_use]
+    pub fn with_options(
+        node: NodeId,
+        cluster: [u8; 16],
+        data_dir: PathBuf,
+        options: RaftOptions,
+    ) -> Self {
         Self {
             node,
             cluster,
@@ -53,11 +65,11 @@ impl ConsensusConfig {
             heartbeat: Duration::from_millis(250),
             election_min: Duration::from_millis(750),
             election_max: Duration::from_millis(1_250),
-            snapshot_every_entries: 20_000,
-            keep_entries: 5_000,
+            snapshot_every_entries: options.snapshot_every_entries,
+            keep_entries: options.keep_entries,
             payload_entries_max: 512,
             payload_bytes_max: 4 << 20,
-            cache_bytes_max: 1 << 20,
+            cache_bytes_max: options.cache_bytes_max,
             proposals_max: 1_024,
             append_timeout: Duration::from_secs(5),
             snapshot_timeout: Duration::from_secs(600),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use engram_core::planted;
 use engram_core::types::{GroupId, NodeId};
 use openraft::errors::{
     ChangeMembershipError, ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError,
@@ -180,6 +181,9 @@ impl Group {
         let barrier = async {
             let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
             let linearizer = linearizer.map_err(|error| self.barrier_error(error, wait))?;
+            if planted!("barrier-without-wait") {
+                return Ok(());
+            }
             let ready = linearizer.await_ready(&self.raft).await;
             ready.map(drop).map_err(|fatal| BarrierError::Stopped {
                 group,

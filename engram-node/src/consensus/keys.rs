@@ -8,6 +8,7 @@
 //! metadata  01 g           position of the group's state
 //! ```
 
+use engram_core::storage::Family;
 use engram_core::types::GroupId;
 
 const VOTE: u8 = 0;
@@ -62,4 +63,22 @@ pub fn position(group: GroupId) -> Vec<u8> {
     let mut key = vec![GROUP];
     key.extend(group.0.to_be_bytes());
     key
+}
+
+/// Everything of all groups in the metadata family, and everything in the log family.
+pub fn all_groups() -> [(Family, Vec<u8>, Vec<u8>); 2] {
+    let end = engram_core::storage::prefix_end(&[u8::MAX; 8]);
+    [
+        (Family::Metadata, vec![GROUP], vec![GROUP + 1]),
+        (Family::Log, Vec::new(), end),
+    ]
+}
+
+/// The group that a key of either family belongs to, and the end of its keys there.
+pub fn group_of(family: Family, key: &[u8]) -> Option<(GroupId, Vec<u8>)> {
+    let from = if family == Family::Metadata { 1 } else { 0 };
+    let prefix = key.get(..from + 8)?;
+    let id: [u8; 8] = prefix[from..].try_into().ok()?;
+    let end = engram_core::storage::prefix_end(prefix);
+    Some((GroupId(u64::from_be_bytes(id)), end))
 }

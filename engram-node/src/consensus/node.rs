@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use engram_core::storage::{Batch, Storage};
+use engram_core::storage::{Batch, Order, Storage};
 use engram_core::types::{GroupId, NodeId};
 use engram_proto::peer::raft_server::RaftServer;
 use openraft::errors::{InitializeError, RaftError};
@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::config::ConsensusConfig;
 use super::group::Group;
+use super::keys;
 use super::log::{LogStore, LogWriter};
 use super::network::Networks;
 use super::runtime::{PeerNode, Raft};
@@ -40,6 +41,11 @@ pub(super) struct Inner {
     writer: LogWriter,
     links: Links,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// Groups of which something may be on disk although they do not run: not started yet, or
+    /// removed by halves.
+    remains: Mutex<BTreeSet<GroupId>>,
+    /// Why the last attempt to start a group failed.
+    failed: Mutex<BTreeMap<GroupId, String>>,
     /// Held while a group is started or removed: one at a time.
     admin: tokio::sync::Mutex<()>,
 }
@@ -60,9 +66,12 @@ impl Consensus {
         let raft_config = config.raft();
         let raft_config = raft_config.map_err(|reason| StartError::Raft { group, reason })?;
         let snapshots = SnapshotStore::new(&seams, &config.data_dir);
-        let staging = snapshots.clone();
-        let cleared = seams.blocking(move || staging.clear_staging()).await;
-        cleared.map_err(|error| StartError::Storage {
+        let (staging, store) = (snapshots.clone(), Arc::clone(&storage));
+        let cleared = seams.blocking(move || {
+            staging.clear_staging()?;
+            Ok::<_, std::io::Error>(groups_on_disk(&*store))
+        });
+        let remains = cleared.await.map_err(|error| StartError::Storage {
             group,
             reason: error.to_string(),
         })?;
@@ -81,6 +90,8 @@ impl Consensus {
             machines,
             lost: Mutex::default(),
             groups: RwLock::default(),
+            remains: Mutex::new(remains),
+            failed: Mutex::default(),
             admin: tokio::sync::Mutex::default(),
         });
         let watch = stop_when_poisoned(inner.writer.poisoned(), Arc::downgrade(&inner));
@@ -109,7 +120,13 @@ impl Consensus {
             }
             return Ok(());
         }
-        let group = Box::pin(self.inner.open_group(spec)).await?;
+        let opened = Box::pin(self.inner.open_group(spec)).await;
+        let group = opened.inspect_err(|error| {
+            let mut failed = self.inner.failed.lock();
+            failed.insert(spec.group, error.to_string());
+        })?;
+        self.inner.failed.lock().remove(&spec.group);
+        self.inner.remains.lock().remove(&spec.group);
         self.inner.groups.write().insert(spec.group, group);
         metrics::gauge!("engram_groups").set(self.inner.groups.read().len() as f64);
         Ok(())
@@ -118,14 +135,26 @@ impl Consensus {
     /// Stops the group here and deletes its log and its machine's state. Idempotent.
     ///
     /// # Errors
-    /// When something could not be deleted: to be called again.
+    /// When something could not be deleted: to be called again. Until then the group is among the
+    /// [`Self::remains`].
     pub async fn remove_group(&self, group: GroupId) -> Result<(), StartError> {
         let _admin = self.inner.admin.lock().await;
+        self.inner.remains.lock().insert(group);
         let running = self.inner.groups.write().remove(&group);
         if let Some(running) = running {
             running.stop("the group was removed from this node").await;
         }
-        self.inner.delete_group(group).await
+        self.inner.delete_group(group).await?;
+        self.inner.failed.lock().remove(&group);
+        self.inner.remains.lock().remove(&group);
+        Ok(())
+    }
+
+    /// Groups of which something may be on disk although they do not run: not started yet, removed
+    /// by halves, or gone while this node was down.
+    #[must_use]
+    pub fn remains(&self) -> Vec<GroupId> {
+        self.inner.remains.lock().iter().copied().collect()
     }
 
     /// Proposes an entry here and answers with what its application returned on this node.
@@ -186,13 +215,21 @@ impl Consensus {
         self.inner.groups.read().keys().copied().collect()
     }
 
-    /// Groups whose replica here has stopped by itself, and why.
+    /// Groups whose replica here has stopped by itself, or could not be started, and why.
     #[must_use]
     pub fn stopped(&self) -> Vec<(GroupId, String)> {
         let groups = self.inner.all_groups().into_iter();
-        groups
-            .filter_map(|group| group.stopped().map(|reason| (group.id, reason)))
-            .collect()
+        let stopped = groups.filter_map(|group| group.stopped().map(|reason| (group.id, reason)));
+        stopped.chain(self.inner.failed.lock().clone()).collect()
+    }
+
+    /// Why the group's replica here is out of service, if it is.
+    #[must_use]
+    pub fn why_stopped(&self, group: GroupId) -> Option<String> {
+        match self.inner.group(group) {
+            Some(running) => running.stopped(),
+            None => self.inner.failed.lock().get(&group).cloned(),
+        }
     }
 
     /// Adds a learner and waits until it has caught up, then (if `voter`) makes it a voter. To be
@@ -337,6 +374,31 @@ impl Inner {
             .await
             .map_err(|poisoned| storage_error(poisoned.to_string()))
     }
+}
+
+/// The groups that the store knows anything of. Blocks.
+fn groups_on_disk(storage: &dyn Storage) -> BTreeSet<GroupId> {
+    let mut found = BTreeSet::new();
+    for (family, mut start, end) in keys::all_groups() {
+        // The first key of each group is enough.
+        while let Some(record) = storage.scan(family, &start, &end, Order::Ascending).next() {
+            let key = match record {
+                Ok((key, _)) => key,
+                // Whose record it is cannot be told; the group says so itself when it starts.
+                Err(error) => {
+                    tracing::warn!(%error, "not all that removed groups left here can be found");
+                    break;
+                }
+            };
+            let Some((group, next)) = keys::group_of(family, &key) else {
+                break;
+            };
+            found.insert(group);
+            start = next;
+        }
+    }
+    found.remove(&GroupId::CONTROL);
+    found
 }
 
 /// Writes the first membership entry.

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
+use engram_core::planted;
 use engram_core::storage::{Batch, Durability, Family, Storage, StorageError};
 use engram_core::types::GroupId;
 use futures::{FutureExt as _, Stream, StreamExt as _};
@@ -110,7 +111,11 @@ impl Shared {
 
     /// Blocks. Applies one entry at `position`, which is the one after it.
     fn apply(&self, payload: &Payload, position: &GroupPosition) -> Result<Reply, MachineError> {
-        let batch = self.batch_at(position);
+        let mut batch = self.batch_at(position);
+        if planted!("applied-index-apart") {
+            self.storage
+                .write(std::mem::take(&mut batch), Durability::Buffered)?;
+        }
         match payload {
             Payload::Normal(command) => self.machine.apply(&command.0, batch).map(Reply),
             Payload::Blank | Payload::Membership(_) => {
@@ -163,8 +168,10 @@ impl Shared {
             installing: true,
             ..GroupPosition::default()
         };
-        self.storage
-            .write(self.batch_at(&installing), Durability::Buffered)?;
+        if !planted!("install-not-marked") {
+            self.storage
+                .write(self.batch_at(&installing), Durability::Buffered)?;
+        }
         let mut reader = self.snapshots.open(&file).map_err(file_error)?;
         let position = GroupPosition {
             applied: meta.last_log_id,
@@ -311,7 +318,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .get_mut()
             .take()
             .ok_or_else(|| io::Error::other("already built"))?;
-        let source = source.map_err(machine_error)?;
+        let mut source = source.map_err(machine_error)?;
+        if planted!("snapshot-taken-late") {
+            source = self.shared.machine.snapshot().map_err(machine_error)?;
+        }
         let (shared, meta) = (Arc::clone(&self.shared), self.meta.clone());
         let built = self
             .shared

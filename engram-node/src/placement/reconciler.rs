@@ -23,6 +23,9 @@ const PERIOD: Duration = Duration::from_millis(200);
 /// How long the other replicas wait for the first one to bootstrap a new group. All of them would
 /// write the same first membership, so doing it twice is safe.
 const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(4);
+/// Pause before a group is tried again that could not be started or removed: what keeps it from
+/// that is on the disk, and does not pass soon.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// Longest wait for a proposal that creates or drops a partition.
 const PROPOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -51,6 +54,8 @@ pub struct Running {
     pub partitions: BTreeMap<GroupId, BTreeSet<PartitionId>>,
     /// Groups that have had no leader for longer than the others' patience.
     pub orphaned: BTreeSet<GroupId>,
+    /// Groups that do not run, but of which something may be on disk.
+    pub remains: BTreeSet<GroupId>,
 }
 
 /// The steps from what runs here to what the map says.
@@ -76,6 +81,12 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
         let here = map.replicas(*group).contains(&local);
         // A group that the map does not know yet is newer than the map.
         if !here && group.0 < map.next_group {
+            steps.push(Step::Remove(*group));
+        }
+    }
+    for group in &running.remains {
+        // Ids are not used again: a group that an old map already does not have is gone for ever.
+        if !map.groups.contains_key(group) && group.0 < map.next_group {
             steps.push(Step::Remove(*group));
         }
     }
@@ -123,6 +134,15 @@ fn partition_steps(map: &ClusterMap, group: GroupId, running: &Running, steps: &
     }
 }
 
+/// What the reconciler remembers between its rounds.
+#[derive(Default)]
+struct Memory {
+    /// Since when a group has been without a leader.
+    leaderless: BTreeMap<GroupId, Duration>,
+    /// When a group could last not be started or removed.
+    failed: BTreeMap<GroupId, Duration>,
+}
+
 /// The reconciler of one node.
 pub struct Reconciler {
     pub seams: Seams,
@@ -135,13 +155,12 @@ impl Reconciler {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut watch = self.plane.watch();
-        // Since when a group has been without a leader.
-        let mut leaderless: BTreeMap<GroupId, Duration> = BTreeMap::new();
+        let mut memory = Memory::default();
         loop {
             watch.mark_unchanged();
-            let running = self.running(&mut leaderless);
+            let running = self.running(&mut memory.leaderless);
             for step in steps(&self.plane.map(), self.plane.local(), &running) {
-                self.take(step, &mut leaderless).await;
+                self.take(step, &mut memory).await;
             }
             tokio::select! {
                 biased;
@@ -175,23 +194,37 @@ impl Reconciler {
             }
         }
         leaderless.retain(|group, _| running.groups.contains_key(group));
+        running.remains = self.consensus.remains().into_iter().collect();
         running
     }
 
-    async fn take(&self, step: Step, leaderless: &mut BTreeMap<GroupId, Duration>) {
+    async fn take(&self, step: Step, memory: &mut Memory) {
+        let now = self.seams.clock.monotonic();
+        let failed_lately = |group: &GroupId| {
+            let failed = memory.failed.get(group);
+            failed.is_some_and(|at| now.saturating_sub(*at) < RETRY_PAUSE)
+        };
         match step {
+            Step::Start(spec) if failed_lately(&spec.group) => {}
+            Step::Remove(group) if failed_lately(&group) => {}
             Step::Start(spec) => {
                 let group = spec.group;
                 // The next attempt to bootstrap has to wait for its turn again.
-                leaderless.insert(group, self.seams.clock.monotonic());
+                memory.leaderless.insert(group, now);
                 match self.consensus.start_group(&spec).await {
                     Ok(()) => tracing::info!(group = group.0, spec.bootstrap, "group runs"),
-                    Err(error) => tracing::error!(group = group.0, %error, "group not started"),
+                    Err(error) => {
+                        tracing::error!(group = group.0, %error, "group not started");
+                        memory.failed.insert(group, now);
+                    }
                 }
             }
             Step::Remove(group) => match self.consensus.remove_group(group).await {
                 Ok(()) => tracing::info!(group = group.0, "group removed"),
-                Err(error) => tracing::error!(group = group.0, %error, "group not removed"),
+                Err(error) => {
+                    tracing::error!(group = group.0, %error, "group not removed");
+                    memory.failed.insert(group, now);
+                }
             },
             Step::Create { group, partition } => self.create(group, partition).await,
             Step::Drop { group, partition } => {
@@ -317,6 +350,19 @@ mod tests {
             partition: PartitionId(3),
         };
         assert_eq!(steps(&map, ME, &at), [drop]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_group_goes_when_the_map_knows_that_it_is_gone() {
+        let mut map = map();
+        let drop_words = ControlCommand::DropSpace {
+            name: "words".into(),
+        };
+        let mut at = running(&[(3, Some(1), &[3])]);
+        at.remains = BTreeSet::from([GroupId(1), GroupId(77)]);
+        assert!(!steps(&map, ME, &at).contains(&Step::Remove(GroupId(1))));
+        apply(&mut map, &drop_words).outcome.expect("dropped");
+        assert_eq!(steps(&map, ME, &at), [Step::Remove(GroupId(1))]);
     }
 
     #[test]

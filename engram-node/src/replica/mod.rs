@@ -138,6 +138,12 @@ impl MachineFactory for Replicas {
 
     fn destroy(&self, group: GroupId) -> Result<(), MachineError> {
         let partitions = GroupPartitions::load(group, self.shared.storage.as_ref())?;
+        for partition in &partitions.alive {
+            // Who still holds it must not accept a local edge that nobody would see.
+            if let Some(open) = self.shared.get(*partition) {
+                open.retire();
+            }
+        }
         self.shared.unregister_group(group);
         let mut batch = Batch::new();
         for partition in &partitions.alive {

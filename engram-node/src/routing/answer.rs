@@ -159,6 +159,7 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         // Known to consensus only: the caller fills them in.
         leader: 0,
         epoch: 0,
+        stopped: String::new(),
     }
 }
 

@@ -11,12 +11,12 @@ use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, ProposeRequest, ProposeResponse, ReadRequest,
     ReadResponse,
 };
-use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 
 use super::MESSAGE_BYTES_MAX;
 use super::ports::{LinkError, Links, Remote};
 use crate::seams::Seams;
+use crate::transport::PeerChannel;
 
 /// How much longer than the receiver the caller waits, so that the receiver's own answer that
 /// its time is up arrives.
@@ -34,7 +34,7 @@ impl Dialer {
         Self { seams, links }
     }
 
-    fn client(&self, node: NodeId) -> Result<ForwardClient<Channel>, LinkError> {
+    fn client(&self, node: NodeId) -> Result<ForwardClient<PeerChannel>, LinkError> {
         let channel = self.links.channel(node).ok_or_else(|| LinkError::NotSent {
             node,
             reason: "its address is not known".into(),
@@ -61,9 +61,16 @@ impl Dialer {
     }
 }
 
-/// A connection that was never made has carried nothing.
+/// A connection that was never made has carried nothing, and the peer port's guard lets nothing
+/// through that it refuses; the services themselves refuse in their answers.
 pub fn link_error(node: NodeId, status: &Status) -> LinkError {
     let reason = status.message().to_owned();
+    if matches!(
+        status.code(),
+        Code::FailedPrecondition | Code::PermissionDenied
+    ) {
+        return LinkError::NotSent { node, reason };
+    }
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

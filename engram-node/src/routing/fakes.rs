@@ -13,11 +13,11 @@ use engram_core::types::{
 };
 use engram_proto::convert::encode_group_command;
 use parking_lot::Mutex;
-use tonic::transport::Channel;
 
 use super::ports::{Groups, Links, Locals};
 use crate::consensus::{BarrierError, Leadership, ProposeError};
 use crate::seams::{BoxFuture, Clock, Entropy, Seams, Tasks};
+use crate::transport::PeerChannel;
 
 /// The seams of the system. Its network and disk are not used.
 pub fn system_seams() -> Seams {
@@ -72,7 +72,7 @@ impl Locals for Held {
 pub struct NoLinks;
 
 impl Links for NoLinks {
-    fn channel(&self, _node: NodeId) -> Option<Channel> {
+    fn channel(&self, _node: NodeId) -> Option<PeerChannel> {
         None
     }
 }
@@ -136,6 +136,10 @@ pub struct NoGroups;
 impl Groups for NoGroups {
     fn leadership(&self, _group: GroupId) -> Leadership {
         Leadership::default()
+    }
+
+    fn why_stopped(&self, _group: GroupId) -> Option<String> {
+        None
     }
 
     async fn propose(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use engram_core::command::{Applied, EdgeChange, Op, PartitionCommand, Write};
 use engram_core::limits::COMMAND_BYTES_MAX;
 use engram_core::partition::{LocalChange, LocalError, Partition};
+use engram_core::planted;
 use engram_core::types::{ActorId, EdgeContext, GroupId, Hlc, NodeId, PartitionId, Unit};
 use engram_proto::convert::{decode_applied, encode_group_command};
 use engram_proto::peer::served::Answer;
@@ -95,8 +96,13 @@ impl Here {
             .borrow()
             .partition(partition)
             .map(|(_, record)| record.group);
+        let group = group.ok_or(Refusal::NoReplica)?;
         let replica = self.inner.locals.partition(partition);
-        group.zip(replica).ok_or(Refusal::NoReplica)
+        let replica = replica.ok_or_else(|| match self.inner.groups.why_stopped(group) {
+            Some(reason) => Refusal::Stopped(reason),
+            None => Refusal::NoReplica,
+        })?;
+        Ok((group, replica))
     }
 
     fn check_leads(&self, group: GroupId) -> Result<(), Refusal> {
@@ -132,7 +138,9 @@ impl Here {
                 .iter()
                 .any(|(_, op)| matches!(op, Op::Forget(_) | Op::Dissociate(_)))
             {
-                self.inner.groups.read_barrier(group, wait).await?;
+                if !planted!("removal-without-barrier") {
+                    self.inner.groups.read_barrier(group, wait).await?;
+                }
                 fill_contexts(write, &replica.context());
             }
         }
@@ -162,9 +170,13 @@ impl Here {
         match at {
             ReadAt::Linearizable => {
                 self.check_leads(group)?;
-                self.inner.groups.read_barrier(group, wait).await?;
+                if !planted!("read-without-barrier") {
+                    self.inner.groups.read_barrier(group, wait).await?;
+                }
             }
-            ReadAt::Session(position) if !covers(&replica.context(), position) => {
+            ReadAt::Session(position)
+                if !covers(&replica.context(), position) && !planted!("session-token-ignored") =>
+            {
                 return Err(Refusal::Behind);
             }
             ReadAt::Session(_) | ReadAt::Stale => {}
@@ -180,6 +192,7 @@ impl Here {
             let leadership = self.inner.groups.leadership(group);
             status.leader = leadership.leader.map_or(0, |node| node.0);
             status.epoch = leadership.epoch;
+            status.stopped = self.inner.groups.why_stopped(group).unwrap_or_default();
         }
         Ok(served)
     }

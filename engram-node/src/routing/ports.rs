@@ -12,16 +12,17 @@ use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, ProposeRequest, ProposeResponse, ReadRequest,
     ReadResponse,
 };
-use tonic::transport::Channel;
 
 use crate::consensus::{BarrierError, Consensus, Leadership, ProposeError};
 use crate::replica::Replicas;
-use crate::transport::Peers;
+use crate::transport::{PeerChannel, Peers};
 
 /// The Raft groups of this node.
 #[async_trait]
 pub trait Groups: Send + Sync {
     fn leadership(&self, group: GroupId) -> Leadership;
+    /// Why the group's replica here is out of service, if it is.
+    fn why_stopped(&self, group: GroupId) -> Option<String>;
     async fn propose(
         &self,
         group: GroupId,
@@ -37,6 +38,10 @@ pub trait Groups: Send + Sync {
 impl Groups for Consensus {
     fn leadership(&self, group: GroupId) -> Leadership {
         Self::leadership(self, group)
+    }
+
+    fn why_stopped(&self, group: GroupId) -> Option<String> {
+        Self::why_stopped(self, group)
     }
 
     async fn propose(
@@ -76,11 +81,11 @@ impl Locals for Replicas {
 /// Connections to the other nodes.
 pub trait Links: Send + Sync {
     /// `None` when the node's address is not known.
-    fn channel(&self, node: NodeId) -> Option<Channel>;
+    fn channel(&self, node: NodeId) -> Option<PeerChannel>;
 }
 
 impl Links for Peers {
-    fn channel(&self, node: NodeId) -> Option<Channel> {
+    fn channel(&self, node: NodeId) -> Option<PeerChannel> {
         Self::channel(self, node).ok()
     }
 }

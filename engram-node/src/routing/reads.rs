@@ -175,7 +175,7 @@ impl Router {
     /// One attempt at one node.
     ///
     /// # Errors
-    /// See [`Refusal`]; a node that does not answer counts as stopped.
+    /// See [`Refusal`]; of a node that does not answer, [`Refusal::Silent`].
     pub async fn read_at(
         &self,
         target: NodeId,
@@ -190,7 +190,7 @@ impl Router {
             let request = read_request(partition, query.clone(), at, wait);
             let answer = self.inner.remote.read(target, request, wait).await;
             match answer
-                .map_err(|error| Refusal::Stopped(error.to_string()))?
+                .map_err(|error| Refusal::Silent(error.to_string()))?
                 .answer
             {
                 Some(read_response::Answer::Served(served)) => served,

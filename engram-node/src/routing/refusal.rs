@@ -15,6 +15,9 @@ pub enum Refusal {
     NoReplica,
     #[error("its replica is out of service: {0}")]
     Stopped(String),
+    /// Never on the wire: the caller of a read that nobody answered says it to itself.
+    #[error("{0}")]
+    Silent(String),
     #[error("{0}")]
     Overloaded(String),
     #[error("{0}")]
@@ -63,7 +66,7 @@ impl From<Refusal> for NotServed {
             Refusal::NoReplica => (Reason::NoReplica, None, String::new()),
             Refusal::Stopped(detail) => (Reason::Stopped, None, detail),
             Refusal::Overloaded(detail) => (Reason::Overloaded, None, detail),
-            Refusal::Unknown(detail) => (Reason::Unknown, None, detail),
+            Refusal::Unknown(detail) | Refusal::Silent(detail) => (Reason::Unknown, None, detail),
             Refusal::NoQuorum(detail) => (Reason::NoQuorum, None, detail),
             Refusal::Behind => (Reason::Behind, None, String::new()),
             Refusal::Invalid(detail) => (Reason::Invalid, None, detail),

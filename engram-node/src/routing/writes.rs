@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use engram_core::command::{Applied, PartitionCommand, Write};
+use engram_core::planted;
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::{
     AcceptLocalRequest, ProposeRequest, accept_local_response, propose_response,
@@ -140,7 +141,8 @@ impl Router {
                     last = refusal;
                 }
                 Attempt::Link(error) => {
-                    open |= matches!(error, LinkError::Lost { .. });
+                    open |= matches!(error, LinkError::Lost { .. })
+                        && !planted!("lost-answer-not-applied");
                     cause = error.to_string();
                     last = Refusal::Stopped(cause.clone());
                     pursuit.failed(target);

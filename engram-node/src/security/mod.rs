@@ -165,10 +165,10 @@ impl Security {
         Authenticator::new(self.tokens.clone())
     }
 
-    /// The layer in front of the peer port's services.
+    /// The layer in front of the peer port's services, of a node of `cluster`.
     #[must_use]
-    pub fn peer_guard(&self) -> PeerGuard {
-        PeerGuard::new(self.tls.is_some())
+    pub fn peer_guard(&self, cluster: [u8; 16]) -> PeerGuard {
+        PeerGuard::new(self.tls.is_some(), cluster)
     }
 
     /// The secret for membership's datagrams.

@@ -13,6 +13,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::issue::{self, Issued, Validity};
 use super::{Role, Security, SecurityError, SecurityOptions, files, tokens};
 use crate::seams::{Seams, os};
+use crate::transport::Stamp;
 
 fn seams() -> Seams {
     os::seams(RocksOptions::default())
@@ -91,11 +92,20 @@ enum Answer {
     NoConnection,
 }
 
+/// The cluster of the nodes in these tests.
+const CLUSTER: [u8; 16] = [7; 16];
+
 async fn check(address: &str, tls: ClientTlsConfig) -> Answer {
+    check_as(address, tls, Some(CLUSTER)).await
+}
+
+/// Checks with a request that names a cluster.
+async fn check_as(address: &str, tls: ClientTlsConfig, cluster: Option<[u8; 16]>) -> Answer {
     let channel = Channel::from_shared(format!("https://{address}"))
         .unwrap()
         .tls_config(tls);
-    let mut client = HealthClient::new(channel.unwrap().connect_lazy());
+    let channel = channel.unwrap().connect_lazy();
+    let mut client = HealthClient::with_interceptor(channel, Stamp::new(cluster));
     match client
         .check(Request::new(HealthCheckRequest::default()))
         .await
@@ -122,7 +132,7 @@ async fn the_peer_port_is_for_nodes_of_this_cluster() {
     let server = Server::builder()
         .tls_config(security.peer_server().unwrap())
         .unwrap()
-        .layer(security.peer_guard())
+        .layer(security.peer_guard(CLUSTER))
         .add_service(health)
         .serve_with_incoming(incoming);
     seams().spawn("peer server", async move { server.await.unwrap() });
@@ -141,6 +151,14 @@ async fn the_peer_port_is_for_nodes_of_this_cluster() {
         "a client's certificate is not a node's"
     );
 
+    for named in [None, Some([8; 16])] {
+        let tls = security.peer_client().unwrap();
+        assert_eq!(
+            check_as(&address, tls, named).await,
+            Answer::Refused(Code::FailedPrecondition),
+            "a node of another cluster with the same CA"
+        );
+    }
     let other = Cluster::new();
     let foreign = check(&address, cluster.tls(Some(&other.node()))).await;
     assert_eq!(foreign, Answer::NoConnection, "a node of another cluster");

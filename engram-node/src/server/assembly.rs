@@ -41,7 +41,12 @@ pub(super) async fn assemble(config: Config, seams: Seams) -> Result<Server, Ser
     let description = describe(&config, &identity, &ports.advertised);
     let incarnation = identity.incarnation;
     // Before it has an id, a node only asks; nobody answers to this one.
-    let strangers = Peers::new(seams.clone(), security.peer_client(), Default::default());
+    let strangers = Peers::new(
+        seams.clone(),
+        security.peer_client(),
+        Default::default(),
+        None,
+    );
     let entry = enter(
         &seams,
         &storage,
@@ -197,13 +202,18 @@ impl Parts {
         })
     }
 
-    fn member(&self) -> ClusterMember {
+    pub(super) fn member(&self) -> ClusterMember {
         self.entry.member
     }
 
     async fn core(&self) -> Result<Core, ServerError> {
         let ClusterMember { cluster, node, .. } = self.member();
-        let peers = Peers::new(self.seams.clone(), self.security.peer_client(), node);
+        let peers = Peers::new(
+            self.seams.clone(),
+            self.security.peer_client(),
+            node,
+            Some(cluster.0),
+        );
         peers.set_address(node, self.description.peer_address.clone());
         let storage = Arc::clone(&self.storage);
         let control = self
@@ -225,7 +235,12 @@ impl Parts {
             data,
         };
         let consensus = Consensus::open(
-            ConsensusConfig::new(node, cluster.0, self.config.data_dir.clone()),
+            ConsensusConfig::with_options(
+                node,
+                cluster.0,
+                self.config.data_dir.clone(),
+                self.config.raft,
+            ),
             self.seams.clone(),
             Arc::clone(&self.storage),
             peers.clone(),

@@ -73,7 +73,7 @@ pub fn client_port(
     Ok(until("client", served, stops.serving.clone()))
 }
 
-/// As [`client_port`], for the port on which nodes talk to each other.
+/// As [`client_port`], for the port on which nodes of `cluster` talk to each other.
 ///
 /// # Errors
 /// When the TLS material cannot be used.
@@ -81,6 +81,7 @@ pub fn peer_port(
     listener: Box<dyn Listener>,
     routes: Routes,
     security: &Security,
+    cluster: [u8; 16],
     stops: &Stops,
 ) -> Result<impl Future<Output = ()> + Send + use<>, ServeError> {
     let mut server = Server::builder()
@@ -99,7 +100,7 @@ pub fn peer_port(
         .trace_fn(move |request| {
             tracing::debug_span!(parent: &span, "peer_request", path = request.uri().path())
         })
-        .layer(security.peer_guard());
+        .layer(security.peer_guard(cluster));
     let accepting = stops.accepting.clone().cancelled_owned();
     let served = server
         .add_routes(routes)

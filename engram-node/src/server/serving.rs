@@ -35,7 +35,8 @@ impl Parts {
             .add_service(beats.server());
         let routes = peer_services(routes, services);
         let stops = Stops::default();
-        let port = grpc::peer_port(listener, routes, &self.security, &stops)?;
+        let cluster = self.member().cluster.0;
+        let port = grpc::peer_port(listener, routes, &self.security, cluster, &stops)?;
         Ok((stops, self.spawn_port("peer-port", port)))
     }
 

@@ -104,7 +104,7 @@ impl Services {
                 .filter(|replica| replica.reachable);
             reachable
                 .max_by_key(|replica| replica.sequence)
-                .copied()
+                .cloned()
                 .unwrap_or_default()
         };
         Ok(v1::DescribeSpaceResponse {

@@ -11,7 +11,7 @@ use futures::{StreamExt as _, stream};
 
 use super::Services;
 use crate::control::{PartitionRecord, SpaceRecord};
-use crate::routing::{Deadline, ReadAt};
+use crate::routing::{Deadline, ReadAt, Refusal};
 
 /// How long a replica may take to say how it is doing.
 const SURVEY_WAIT: Duration = Duration::from_millis(1_000);
@@ -46,25 +46,30 @@ impl Services {
         partitions
     }
 
-    async fn ask_status(
-        &self,
-        node: NodeId,
-        place: PartitionRecord,
-        wait: Duration,
-    ) -> Option<(u64, StatusAnswer)> {
+    async fn ask_status(&self, node: NodeId, place: PartitionRecord, wait: Duration) -> Survey {
         let query = ReadQuery {
             query: Some(Query::Status(StatusQuery {})),
         };
         let read = self
             .router()
             .read_at(node, place.id, &query, &ReadAt::Stale, wait)
-            .await
-            .ok()?;
-        match read.answer {
-            Answer::Status(status) => Some((read.position.sequence.0, status)),
-            _ => None,
+            .await;
+        match read.map(|read| (read.position.sequence.0, read.answer)) {
+            Ok((sequence, Answer::Status(status))) => Survey::Status(sequence, status),
+            // It answers, but its replica could not even be opened.
+            Err(Refusal::Stopped(reason)) => Survey::OutOfService(reason),
+            Ok(_) | Err(_) => Survey::Silent,
         }
     }
+}
+
+/// What a node says of its replica of a partition.
+enum Survey {
+    /// At this sequence.
+    Status(u64, StatusAnswer),
+    /// Why it has none that serves.
+    OutOfService(String),
+    Silent,
 }
 
 fn blank(space: &SpaceRecord, place: PartitionRecord) -> v1::Partition {
@@ -78,26 +83,39 @@ fn blank(space: &SpaceRecord, place: PartitionRecord) -> v1::Partition {
     }
 }
 
-fn add(partition: &mut v1::Partition, node: NodeId, answer: Option<(u64, StatusAnswer)>) {
-    let Some((sequence, status)) = answer else {
-        partition.replicas.push(v1::Replica {
-            node: node.0,
-            ..Default::default()
-        });
-        return;
+fn add(partition: &mut v1::Partition, node: NodeId, answer: Survey) {
+    let blank = v1::Replica {
+        node: node.0,
+        ..Default::default()
     };
-    // The newest epoch knows best who leads.
-    if status.leader != 0 && status.epoch >= partition.epoch {
+    let (sequence, status) = match answer {
+        Survey::Status(sequence, status) => (sequence, status),
+        Survey::OutOfService(stopped) => {
+            partition.replicas.push(v1::Replica {
+                reachable: true,
+                stopped,
+                ..blank
+            });
+            return;
+        }
+        Survey::Silent => {
+            partition.replicas.push(blank);
+            return;
+        }
+    };
+    // The newest epoch knows best who leads, and whoever has stopped does not know it any more.
+    if status.leader != 0 && status.stopped.is_empty() && status.epoch >= partition.epoch {
         (partition.primary, partition.epoch) = (status.leader, status.epoch);
     }
     partition.replicas.push(v1::Replica {
-        node: node.0,
         reachable: true,
         sequence,
         memories: status.memories,
         edges: status.edges,
         index_tail: status.index_tail,
         overlay_deltas: status.overlay_deltas,
+        stopped: status.stopped,
+        ..blank
     });
 }
 
@@ -109,21 +127,25 @@ mod tests {
     fn the_newest_epoch_names_the_primary() {
         let mut partition = v1::Partition::default();
         let status = |leader, epoch| {
-            Some((
-                5,
-                StatusAnswer {
-                    leader,
-                    epoch,
-                    ..Default::default()
-                },
-            ))
+            let answer = StatusAnswer {
+                leader,
+                epoch,
+                ..Default::default()
+            };
+            Survey::Status(5, answer)
         };
         add(&mut partition, NodeId(1), status(1, 3));
         add(&mut partition, NodeId(2), status(3, 4));
-        add(&mut partition, NodeId(3), None);
+        add(&mut partition, NodeId(3), Survey::Silent);
         add(&mut partition, NodeId(4), status(0, 9));
+        add(
+            &mut partition,
+            NodeId(5),
+            Survey::OutOfService("torn".into()),
+        );
         assert_eq!((partition.primary, partition.epoch), (3, 4));
         let reachable: Vec<bool> = partition.replicas.iter().map(|r| r.reachable).collect();
-        assert_eq!(reachable, [true, true, false, true]);
+        assert_eq!(reachable, [true, true, false, true, true]);
+        assert_eq!(partition.replicas[4].stopped, "torn");
     }
 }

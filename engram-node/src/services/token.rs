@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use engram_core::planted;
 use engram_core::types::{EdgeContext, OverlayContext, PartitionId, Sequence};
 use engram_proto::convert::DecodeError;
 use engram_proto::log;
@@ -23,8 +24,9 @@ impl Positions {
     /// Of a write: the log up to its sequence.
     #[must_use]
     pub fn written(partition: PartitionId, sequence: Sequence) -> Self {
+        let behind = u64::from(planted!("token-one-behind"));
         let position = EdgeContext {
-            sequence,
+            sequence: Sequence(sequence.0.saturating_sub(behind)),
             overlay: OverlayContext::default(),
         };
         Self([(partition, position)].into())

@@ -9,11 +9,13 @@ mod incoming;
 mod link;
 mod peers;
 mod service;
+mod stamp;
 
 pub use incoming::{Incoming, incoming};
 pub use link::{CallError, Link, Links};
 pub use peers::{MESSAGE_BYTES_MAX, Peers, UnknownNode};
 pub use service::{RaftHandler, RaftService, SnapshotReceiver};
+pub use stamp::{CLUSTER_HEADER, PeerChannel, Stamp, cluster_text};
 
 /// Who this node is on a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,8 +7,10 @@ use std::time::Duration;
 use engram_core::types::NodeId;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{ClientTlsConfig, Endpoint};
 
+use super::stamp::{PeerChannel, Stamp};
 use crate::seams::Seams;
 
 /// Greatest message on the peer port, in bytes: an entry of the greatest size and its frame.
@@ -37,25 +39,33 @@ struct Shared {
     seams: Seams,
     tls: Option<ClientTlsConfig>,
     local: NodeId,
+    stamp: Stamp,
     nodes: Mutex<BTreeMap<NodeId, Peer>>,
 }
 
 struct Peer {
     address: String,
     /// Made when it is first asked for.
-    channel: Option<Channel>,
+    channel: Option<PeerChannel>,
 }
 
 impl Peers {
-    /// With `tls`, nothing but TLS is spoken.
+    /// With `tls`, nothing but TLS is spoken. Requests name `cluster`; a node that is in none yet
+    /// can only ask to join one.
     #[must_use]
-    pub fn new(seams: Seams, tls: Option<ClientTlsConfig>, local: NodeId) -> Self {
+    pub fn new(
+        seams: Seams,
+        tls: Option<ClientTlsConfig>,
+        local: NodeId,
+        cluster: Option<[u8; 16]>,
+    ) -> Self {
         let nodes = Mutex::new(BTreeMap::new());
         Self {
             shared: Arc::new(Shared {
                 seams,
                 tls,
                 local,
+                stamp: Stamp::new(cluster),
                 nodes,
             }),
         }
@@ -106,7 +116,7 @@ impl Peers {
     ///
     /// # Errors
     /// [`UnknownNode`] when no address was set.
-    pub fn channel(&self, node: NodeId) -> Result<Channel, UnknownNode> {
+    pub fn channel(&self, node: NodeId) -> Result<PeerChannel, UnknownNode> {
         let mut nodes = self.shared.nodes.lock();
         let peer = nodes.get_mut(&node).ok_or(UnknownNode(node))?;
         if peer.channel.is_none() {
@@ -118,7 +128,7 @@ impl Peers {
     /// A channel of its own to `host:port`, for use before node ids are known. A malformed address
     /// fails when the channel is used.
     #[must_use]
-    pub fn channel_to(&self, address: &str) -> Channel {
+    pub fn channel_to(&self, address: &str) -> PeerChannel {
         let scheme = if self.shared.tls.is_some() {
             "https"
         } else {
@@ -141,9 +151,11 @@ impl Peers {
             }
         }
         let (seams, address) = (self.shared.seams.clone(), address.to_owned());
-        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
-            let (net, address) = (Arc::clone(&seams.net), address.clone());
-            async move { net.connect(&address).await.map(TokioIo::new) }
-        }))
+        let channel =
+            endpoint.connect_with_connector_lazy(tower::service_fn(move |_: http::Uri| {
+                let (net, address) = (Arc::clone(&seams.net), address.clone());
+                async move { net.connect(&address).await.map(TokioIo::new) }
+            }));
+        InterceptedService::new(channel, self.shared.stamp.clone())
     }
 }

@@ -99,6 +99,7 @@ impl World {
                 seed: plan.seed,
                 tick: plan.tick,
                 disk: plan.disk,
+                log: plan.log,
                 network: Arc::new(network),
                 ledger,
             },

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
-use engram_node::config::{Config, Limits, LogFormat};
+use engram_node::config::{Config, Limits, LogFormat, RaftOptions};
 use engram_node::seams::Seams;
 use engram_node::server::{self, Server};
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use super::disk::{Platter, SimDisk};
 use super::network::{End, Network, Place, SimNet};
 use super::process::Process;
 use super::seams::{Ledger, Life, SimClock, SimEntropy, SimTasks, generator};
-use crate::plan::{DiskPlan, Host};
+use crate::plan::{DiskPlan, Host, LogPlan};
 
 /// An orderly stop is cut short after this.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -64,6 +64,7 @@ pub struct Surroundings {
     pub seed: u64,
     pub tick: Duration,
     pub disk: DiskPlan,
+    pub log: LogPlan,
     pub network: Arc<Network>,
     pub ledger: Arc<Ledger>,
 }
@@ -82,7 +83,7 @@ pub fn place(host: Host) -> Place {
 }
 
 /// The node's configuration; the first of `peers` founds the cluster.
-fn config(host: Host, peers: usize) -> Config {
+fn config(host: Host, peers: usize, log: LogPlan) -> Config {
     let others = (0..peers.max(1)).map(Host).filter(|other| *other != host);
     let join = match host {
         Host(0) => Vec::new(),
@@ -103,6 +104,11 @@ fn config(host: Host, peers: usize) -> Config {
         log_format: LogFormat::Text,
         log_level: "info".into(),
         limits: Limits::default(),
+        raft: RaftOptions {
+            snapshot_every_entries: log.snapshot_every,
+            keep_entries: log.keep,
+            ..RaftOptions::default()
+        },
     }
 }
 
@@ -136,7 +142,7 @@ impl Node {
         let process = Process::new(rand::Rng::next_u64(&mut seeds));
         let seams = self.seams(around, &process, &life);
         let slot = Arc::new(Mutex::new(Slot::Starting));
-        let (started, config) = (Arc::clone(&slot), config(self.host, peers));
+        let (started, config) = (Arc::clone(&slot), config(self.host, peers, around.log));
         process.spawn(async move {
             let server = Box::pin(server::start(config, seams)).await;
             *started.lock() = match server {

@@ -7,6 +7,7 @@
 //! Integers are big-endian. The checksum covers its predecessor's checksum, the version and all
 //! that follows it, so that a record lost or exchanged in the middle of the log is noticed.
 
+use engram_core::planted;
 use engram_core::storage::StorageError;
 
 use crate::consensus::codec::{LogIdRecord, VERSION, corrupt, decode_payload, encode_payload};
@@ -41,7 +42,7 @@ pub fn decode(previous: u32, index: u64, bytes: &[u8]) -> Result<(Entry, u32), S
     let what = || format!("log record {index}");
     let header = Header::read(bytes).ok_or_else(|| corrupt(what(), "too short or unknown"))?;
     let computed = checksum(previous, bytes);
-    if computed != header.chain {
+    if computed != header.chain && !planted!("log-chain-unchecked") {
         let reason = format!(
             "checksum {:08x} does not chain to {previous:08x}",
             header.chain

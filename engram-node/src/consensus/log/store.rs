@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use engram_core::planted;
 use engram_core::storage::{Batch, Family, Order, Storage, StorageError};
 use engram_core::types::GroupId;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -286,7 +287,11 @@ impl RaftLogStorage<Types> for LogStore {
         let mut batch = Batch::new();
         let value = versioned(&VoteRecord::from(*vote));
         batch.put(Family::Log, keys::vote(self.shared.group), value);
-        self.shared.writer.write(batch).await?;
+        if planted!("vote-before-fsync") {
+            self.shared.writer.submit(batch, Box::new(drop)).await?;
+        } else {
+            self.shared.writer.write(batch).await?;
+        }
         self.shared.state.lock().vote = Some(*vote);
         Ok(())
     }
@@ -324,6 +329,10 @@ impl RaftLogStorage<Types> for LogStore {
             }
             callback.io_completed(result.map_err(Into::into));
         };
+        if planted!("ack-before-fsync") {
+            done(Ok(()));
+            return Ok(self.shared.writer.submit(batch, Box::new(drop)).await?);
+        }
         self.shared.writer.submit(batch, Box::new(done)).await?;
         Ok(())
     }
@@ -339,11 +348,10 @@ impl RaftLogStorage<Types> for LogStore {
         };
         let group = self.shared.group;
         let mut batch = Batch::new();
-        batch.delete_range(
-            Family::Log,
-            keys::record(group, new_end),
-            keys::records_end(group),
-        );
+        if !planted!("truncation-keeps-records") {
+            let (start, end) = (keys::record(group, new_end), keys::records_end(group));
+            batch.delete_range(Family::Log, start, end);
+        }
         {
             let mut state = self.shared.state.lock();
             let first = state.first.min(new_end);
@@ -362,8 +370,13 @@ impl RaftLogStorage<Types> for LogStore {
         Ok(())
     }
 
-    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+    async fn purge(&mut self, mut log_id: LogId) -> io::Result<()> {
         let group = self.shared.group;
+        if planted!("purge-one-too-many")
+            && let Some(next) = self.shared.state.lock().cache.get(&(log_id.index + 1))
+        {
+            log_id = next.entry.log_id;
+        }
         let chain = self.shared.chain_at(log_id.index).await?;
         let new_first = log_id.index + 1;
         let mut batch = Batch::new();

@@ -17,7 +17,7 @@ use engram_core::types::NodeId;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::super::{BarrierError, Consensus, ConsensusConfig, GroupSpec, ProposeError};
+use super::super::{BarrierError, Consensus, ConsensusConfig, GroupSpec, ProposeError, StartError};
 use super::toy::{self, Toys};
 use super::{super::keys, GROUP};
 use crate::seams::{Datagrams, Listener, Net, Seams, Stream, os};
@@ -99,7 +99,7 @@ impl Cluster {
         config.campaign_pause = Duration::from_millis(50);
         (self.adjust)(&mut config);
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-        let peers = Peers::new(seams.clone(), None, id);
+        let peers = Peers::new(seams.clone(), None, id, Some(CLUSTER));
         let machines = Arc::new(Toys(Arc::clone(&shared)));
         let consensus = Consensus::open(config, seams.clone(), shared, peers, machines)
             .await
@@ -130,22 +130,31 @@ impl Cluster {
     }
 
     async fn start_group(&self, id: NodeId, bootstrap: bool) {
+        self.try_start_group(id, bootstrap).await.unwrap();
+    }
+
+    pub async fn try_start_group(&self, id: NodeId, bootstrap: bool) -> Result<(), StartError> {
         let voters = self.voters.lock().clone();
         let spec = GroupSpec {
             group: GROUP,
             voters,
             bootstrap,
         };
-        self.consensus(id).start_group(&spec).await.unwrap();
+        self.consensus(id).start_group(&spec).await
     }
 
     /// Restarts a killed node from its store after a crash that lost all that was not synced.
     pub async fn restart(&self, id: NodeId) {
+        self.reopen(id).await;
+        self.start_group(id, id == NodeId(1)).await;
+    }
+
+    /// As [`Self::restart`], with no group started.
+    pub async fn reopen(&self, id: NodeId) {
         let storage = self.node(id).storage.crash(0);
         let address = self.voters.lock()[&id].clone();
         let listener = self.listen_again(&address).await;
         self.run(id, storage, listener).await;
-        self.start_group(id, id == NodeId(1)).await;
     }
 
     /// The old listener closes when its task notices: the address is free soon, not at once.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use engram_core::storage::{Damage, Family};
 use engram_core::types::NodeId;
 
 use super::GROUP;
@@ -154,5 +155,51 @@ async fn an_entry_that_is_not_understood_stops_the_replica() {
         .await;
     let (_, reason) = consensus.stopped().remove(0);
     assert!(reason.contains("not understood"), "{reason}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_failed_is_known_until_it_is_done() {
+    let cluster = Cluster::start(1).await;
+    let node = cluster.leader().await;
+    put_all(&cluster, node, 0..5).await;
+    assert!(cluster.consensus(node).remains().is_empty());
+    cluster.storage(node).fail_next_write();
+    cluster
+        .consensus(node)
+        .remove_group(GROUP)
+        .await
+        .unwrap_err();
+    assert_eq!(cluster.consensus(node).remains(), [GROUP]);
+    cluster.kill(node).await;
+
+    // As of a group that was dropped while the node was down.
+    cluster.reopen(node).await;
+    assert_eq!(cluster.consensus(node).remains(), [GROUP]);
+    cluster.consensus(node).remove_group(GROUP).await.unwrap();
+    assert!(cluster.consensus(node).remains().is_empty());
+    assert_eq!(cluster.log_records(node), 0);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_log_stops_the_replica_and_says_so() {
+    let cluster = Cluster::start(1).await;
+    let node = cluster.leader().await;
+    put_all(&cluster, node, 0..5).await;
+    cluster.kill(node).await;
+    let last = cluster.storage(node).keys_on_disk(Family::Log);
+    let last = last.iter().rev().find(|key| key.len() == 17).unwrap();
+    assert!(
+        cluster
+            .storage(node)
+            .damage(Family::Log, last, Damage::Unreadable)
+    );
+    cluster.reopen(node).await;
+    let refused = cluster.try_start_group(node, true).await.unwrap_err();
+    assert!(refused.to_string().contains("corrupt"), "{refused}");
+    let why = cluster.consensus(node).why_stopped(GROUP).unwrap();
+    assert!(why.contains("corrupt"), "{why}");
+    assert_eq!(cluster.consensus(node).stopped(), [(GROUP, why)]);
     cluster.shutdown().await;
 }

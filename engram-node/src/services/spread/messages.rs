@@ -7,20 +7,27 @@ use std::time::Duration;
 use engram_core::spread::{Frame, SpreadStart};
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::spread_client::SpreadClient;
+use engram_proto::peer::spread_report_message::Content;
 use engram_proto::peer::spread_server::Spread;
 use engram_proto::peer::{
     SpreadAnswer, SpreadFrameMessage, SpreadReportMessage, SpreadStartMessage,
 };
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use super::{Registry, SPREAD_MESSAGE_BYTES_MAX};
 use crate::routing::{Deadline, Links, Pauses};
 use crate::seams::Seams;
 use crate::services::WAIT_MAX;
+use crate::transport::PeerChannel;
 
 /// How long a message is offered to a node that does not take it.
 const OFFER_WAIT: Duration = Duration::from_millis(2_500);
+
+/// How long one offer may take before the message is offered again, and how much longer for its
+/// size: a connection that hangs must not use up the query's time. The receiver knows doubled
+/// messages.
+const ATTEMPT_WAIT: Duration = Duration::from_millis(1_000);
+const ATTEMPT_BYTES_PER_MILLI: u64 = 16 << 10;
 
 /// Sends messages of spreads to other nodes.
 pub struct Messenger {
@@ -34,7 +41,7 @@ impl Messenger {
         Self { seams, links }
     }
 
-    fn client(&self, node: NodeId) -> Result<SpreadClient<Channel>, String> {
+    fn client(&self, node: NodeId) -> Result<SpreadClient<PeerChannel>, String> {
         let channel = self.links.channel(node).ok_or("its address is not known")?;
         Ok(SpreadClient::new(channel)
             .max_decoding_message_size(SPREAD_MESSAGE_BYTES_MAX)
@@ -87,7 +94,9 @@ impl Messenger {
             query,
             frame: frame.encode().into(),
         };
-        let wait = deadline.left(&self.seams);
+        let wait = deadline
+            .left(&self.seams)
+            .min(attempt_wait(message.frame.len()));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
@@ -109,7 +118,11 @@ impl Messenger {
         message: SpreadReportMessage,
         deadline: Deadline,
     ) -> Result<(), String> {
-        let wait = deadline.left(&self.seams);
+        let bytes = match &message.content {
+            Some(Content::Report(report)) => report.len(),
+            Some(Content::Fault(_)) | None => 0,
+        };
+        let wait = deadline.left(&self.seams).min(attempt_wait(bytes));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
@@ -140,6 +153,10 @@ impl Messenger {
             pauses.pause(&self.seams, offered).await;
         }
     }
+}
+
+fn attempt_wait(bytes: usize) -> Duration {
+    ATTEMPT_WAIT + Duration::from_millis(bytes as u64 / ATTEMPT_BYTES_PER_MILLI)
 }
 
 fn taken<E: std::fmt::Display>(

@@ -1,0 +1,93 @@
+//! What a running process knows never goes back: the term, the committed and the applied index of
+//! each group, the sequence of each partition (Raft section 5.1; design.md section 3: state is
+//! applied once, in order).
+//!
+//! Across a restart the applied state may go back, since it is written without a sync and replayed.
+//! Broken by: a snapshot installed over a newer state; an election that forgets the term; an
+//! applied index saved apart from the state.
+
+use std::collections::BTreeMap;
+
+use engram_core::types::{GroupId, NodeId, PartitionId};
+
+use super::{Findings, Moment, Watcher};
+
+/// What is counted: (node, incarnation), then the thing.
+type Key = (NodeId, u64, Thing);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Term(GroupId),
+    Committed(GroupId),
+    Applied(GroupId),
+    Sequence(PartitionId),
+}
+
+/// Remembers the last number of each.
+#[derive(Default)]
+pub struct Monotone {
+    last: BTreeMap<Key, u64>,
+}
+
+impl Watcher for Monotone {
+    fn name(&self) -> &'static str {
+        "progress is monotone"
+    }
+
+    fn watch(&mut self, moment: &Moment<'_>, findings: &mut Findings<'_>) {
+        for node in moment.nodes {
+            let groups = node.groups.iter().flat_map(|group| {
+                [
+                    (Thing::Term(group.group), group.term),
+                    (Thing::Committed(group.group), group.committed_index),
+                    (Thing::Applied(group.group), group.applied_index),
+                ]
+            });
+            let partitions = node
+                .partitions
+                .iter()
+                .map(|replica| (Thing::Sequence(replica.partition), replica.sequence.0));
+            for (thing, now) in groups.chain(partitions) {
+                let key = (node.node, node.incarnation, thing);
+                let before = self.last.insert(key, now).unwrap_or(0);
+                if now < before {
+                    findings.report(format!(
+                        "node {}: {thing:?} went back from {before} to {now}",
+                        node.node
+                    ));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trial::{group, node, partition, watch};
+    use super::*;
+    use crate::observe::NodeObservation;
+
+    #[test]
+    fn going_back_is_found_but_not_across_a_restart() {
+        let mut watcher = Monotone::default();
+        let at = |incarnation, sequence| NodeObservation {
+            incarnation,
+            partitions: vec![partition(sequence, "")],
+            ..node(0, Vec::new())
+        };
+        assert_eq!(watch(&mut watcher, &[at(1, 7)]), []);
+        assert_eq!(watch(&mut watcher, &[at(2, 5)]), []);
+        assert_eq!(watch(&mut watcher, &[at(2, 6)]), []);
+        assert_eq!(watch(&mut watcher, &[at(2, 5)]).len(), 1);
+    }
+
+    #[test]
+    fn a_term_never_goes_back() {
+        let mut watcher = Monotone::default();
+        assert_eq!(watch(&mut watcher, &[node(0, vec![group(4, false)])]), []);
+        assert_eq!(
+            watch(&mut watcher, &[node(0, vec![group(3, false)])]).len(),
+            1
+        );
+    }
+}

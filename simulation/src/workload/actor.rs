@@ -1,0 +1,495 @@
+//! One client: it asks, and every question and answer is recorded.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_client::types as v1;
+use engram_client::{Client, Error, Outcome as Happened, SpaceClient};
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::history::{
+    Answer, ClientNumber, EdgeName, EdgeSeen, Expected, History, Level, Op, Outcome, Positions,
+};
+use crate::invariant::{CONTRIBUTIONS_MAX, SPREAD_LIMIT};
+use crate::world::{ClientClock, ClientContext};
+
+/// More edges than any memory of a workload has.
+const EDGES_LIMIT: u32 = 10_000;
+/// 1.0 in units of 2^-32.
+pub const ONE: u64 = 1 << 32;
+
+/// What all clients of a run share. They run on one thread, so that sharing changes nothing.
+#[derive(Clone, Default)]
+pub struct Shared {
+    pub history: History,
+    /// Contributions given out so far, per (space, source, target, relation).
+    numbers: Arc<Mutex<BTreeMap<(String, EdgeName), u32>>>,
+}
+
+impl Shared {
+    /// The edge and number of the next contribution between two memories. An edge tells a few
+    /// contributions apart; then a relation of the next name takes over.
+    pub fn next_contribution(
+        &self,
+        space: &str,
+        from: &str,
+        to: &str,
+        base: &str,
+    ) -> (EdgeName, u32) {
+        let key = EdgeName {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            relation: base.to_owned(),
+        };
+        let mut numbers = self.numbers.lock();
+        let given = numbers.entry((space.to_owned(), key.clone())).or_insert(0);
+        let (generation, number) = (*given / CONTRIBUTIONS_MAX, *given % CONTRIBUTIONS_MAX);
+        *given += 1;
+        (
+            EdgeName {
+                relation: format!("{base}-{generation}"),
+                ..key
+            },
+            number,
+        )
+    }
+
+    /// The edge that contributions go to at present.
+    pub fn current_edge(&self, space: &str, from: &str, to: &str, base: &str) -> EdgeName {
+        let relation = base.to_owned();
+        let key = EdgeName {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            relation,
+        };
+        let numbers = self.numbers.lock();
+        let given = numbers.get(&(space.to_owned(), key.clone())).copied();
+        let generation = given.unwrap_or(1).max(1).div_ceil(CONTRIBUTIONS_MAX) - 1;
+        EdgeName {
+            relation: format!("{base}-{generation}"),
+            ..key
+        }
+    }
+}
+
+/// A client at work.
+pub struct Actor {
+    pub number: ClientNumber,
+    pub client: Client,
+    pub clock: ClientClock,
+    pub rng: StdRng,
+    pub shared: Shared,
+    /// Longest pause between two operations.
+    pub pause_max: Duration,
+    context: ClientContext,
+    /// Values made so far.
+    values: u64,
+}
+
+impl Actor {
+    #[must_use]
+    pub fn new(mut context: ClientContext, shared: Shared, pause_max: Duration) -> Self {
+        let number = u32::try_from(context.number).unwrap_or(u32::MAX);
+        Self {
+            number: ClientNumber(number),
+            client: context.client.clone(),
+            clock: context.clock.clone(),
+            rng: StdRng::from_rng(&mut context.rng),
+            shared,
+            pause_max,
+            context,
+            values: 0,
+        }
+    }
+
+    pub async fn pause(&mut self) {
+        let micros = self.rng.random_range(0..=self.pause_max.as_micros() as u64);
+        self.clock.sleep(Duration::from_micros(micros)).await;
+    }
+
+    /// A value that nobody else writes.
+    pub fn fresh_value(&mut self) -> String {
+        self.values += 1;
+        format!("{}.{}", self.number.0, self.values)
+    }
+
+    pub fn draw_level(&mut self) -> Level {
+        match self.rng.random_range(0..10) {
+            0..=4 => Level::Linearizable,
+            5..=7 => Level::Session,
+            _ => Level::Stale,
+        }
+    }
+
+    /// Records the question, asks, and records the answer, which it returns when it is positive.
+    async fn ask<T>(
+        &self,
+        space: &str,
+        op: Op,
+        call: impl Future<Output = Result<T, Error>>,
+        read: impl FnOnce(T) -> (Answer, Option<v1::SessionToken>),
+    ) -> Option<Answer> {
+        let is_read = op.is_read();
+        let history = &self.shared.history;
+        self.context.note(&format!("asks {space}: {op:?}"));
+        let ticket = history.invoke(self.number, space, op, self.clock.now());
+        let outcome = match call.await {
+            Ok(message) => {
+                let (answer, token) = read(message);
+                let positions = positions(token);
+                Outcome::Acked { answer, positions }
+            }
+            Err(error) if is_read || error.outcome == Happened::NotApplied => {
+                Outcome::Refused(error.code)
+            }
+            Err(error) => Outcome::Unknown(error.code),
+        };
+        self.context.note(&format!("hears {outcome:?}"));
+        history.complete(ticket, self.clock.now(), outcome.clone());
+        match outcome {
+            Outcome::Acked { answer, .. } => Some(answer),
+            Outcome::Refused(_) | Outcome::Unknown(_) => None,
+        }
+    }
+
+    fn space(&self, name: &str) -> SpaceClient {
+        self.client.space(name)
+    }
+
+    // ---- writes -------------------------------------------------------------------------------
+
+    /// The version written.
+    pub async fn remember(&self, space: &str, wanted: Remember) -> Option<u64> {
+        let Remember {
+            id,
+            value,
+            embedding,
+            expected,
+            edges,
+        } = wanted;
+        let request = v1::RememberRequest {
+            memory: Some(v1::Memory {
+                id: id.clone(),
+                content: value.clone(),
+                embedding: embedding.clone(),
+                ..Default::default()
+            }),
+            edges: edges.iter().map(out_edge).collect(),
+            expected_version: expected.as_ref().map(|expected| expected.version),
+            ..Default::default()
+        };
+        let op = Op::Remember {
+            id,
+            value,
+            embedding,
+            expected,
+            edges,
+        };
+        let to = self.space(space);
+        let answer = self
+            .ask(space, op, to.remember_with(request), |message| {
+                let version = message.version;
+                (Answer::Written { version }, message.token)
+            })
+            .await;
+        match answer {
+            Some(Answer::Written { version }) => Some(version),
+            _ => None,
+        }
+    }
+
+    pub async fn forget(&self, space: &str, id: &str) -> bool {
+        let op = Op::Forget { id: id.to_owned() };
+        let to = self.space(space);
+        let answer = self.ask(space, op, to.forget(id), |message| {
+            let existed = message.existed;
+            (Answer::Forgotten { existed }, message.token)
+        });
+        answer.await.is_some()
+    }
+
+    /// Weight and confidence in units of 2^-32.
+    pub async fn contribute(
+        &self,
+        space: &str,
+        edge: EdgeName,
+        (weight, confidence): (u64, u64),
+        local: bool,
+    ) -> bool {
+        let request = v1::AssociateRequest {
+            edge: Some(edge_ref(&edge)),
+            weight: Some(share(weight)),
+            confidence: Some(share(confidence)),
+            durability: durability(local),
+            ..Default::default()
+        };
+        let strengthen = v1::StrengthenRequest {
+            edge: Some(edge_ref(&edge)),
+            confidence: Some(share(confidence)),
+            durability: durability(local),
+            ..Default::default()
+        };
+        let op = Op::Contribute {
+            edge,
+            weight,
+            confidence,
+            local,
+        };
+        let to = self.space(space);
+        let call = async {
+            // The same by its other name.
+            if weight == ONE && confidence.trailing_zeros() % 4 == 0 {
+                to.strengthen(strengthen).await
+            } else {
+                to.associate(request).await
+            }
+        };
+        self.ask(space, op, call, edge_changed).await.is_some()
+    }
+
+    pub async fn dissociate(&self, space: &str, edge: EdgeName, local: bool) -> bool {
+        let request = v1::DissociateRequest {
+            edge: Some(edge_ref(&edge)),
+            durability: durability(local),
+            ..Default::default()
+        };
+        let op = Op::Dissociate { edge, local };
+        let to = self.space(space);
+        let answer = self.ask(space, op, to.dissociate(request), edge_changed);
+        answer.await.is_some()
+    }
+
+    // ---- reads --------------------------------------------------------------------------------
+
+    /// Version and value; the inner `None` when there is no such memory, the outer without an
+    /// answer.
+    pub async fn get(&self, space: &str, id: &str, level: Level) -> Option<Option<(u64, String)>> {
+        let request = v1::GetRequest {
+            ids: vec![id.to_owned()],
+            consistency: consistency(level),
+            ..Default::default()
+        };
+        let id = id.to_owned();
+        let to = self.space(space);
+        let answer = self
+            .ask(
+                space,
+                Op::Get { id, level },
+                to.get_with(request),
+                |message| {
+                    let found = message.memories.into_iter().next();
+                    let found = found.map(|memory| (memory.version, memory.content));
+                    (Answer::Got(found), message.token)
+                },
+            )
+            .await;
+        match answer {
+            Some(Answer::Got(found)) => Some(found),
+            _ => None,
+        }
+    }
+
+    pub async fn neighbors(&self, space: &str, id: &str, level: Level) -> bool {
+        let request = v1::NeighborsRequest {
+            id: id.to_owned(),
+            limit: EDGES_LIMIT,
+            consistency: consistency(level),
+            ..Default::default()
+        };
+        let id = id.to_owned();
+        let to = self.space(space);
+        let answer = self.ask(
+            space,
+            Op::Neighbors { id, level },
+            to.neighbors(request),
+            |message| {
+                let edges = message.edges.iter().map(edge_seen).collect();
+                let truncated = message.truncated;
+                (Answer::Edges { edges, truncated }, message.token)
+            },
+        );
+        answer.await.is_some()
+    }
+
+    pub async fn recall(&self, space: &str, vector: Vec<f32>, limit: usize, level: Level) -> bool {
+        let request = v1::RecallRequest {
+            query: Some(v1::recall_request::Query::Vector(v1::Vector {
+                components: vector.clone(),
+            })),
+            limit: limit as u32,
+            consistency: consistency(level),
+            ..Default::default()
+        };
+        let op = Op::Recall {
+            vector,
+            limit,
+            level,
+        };
+        let to = self.space(space);
+        let answer = self.ask(space, op, to.recall(request), |message| {
+            let hits = message.hits.into_iter().map(|hit| (hit.id, hit.score));
+            (Answer::Recalled(hits.collect()), message.token)
+        });
+        answer.await.is_some()
+    }
+
+    pub async fn spread(&self, space: &str, seeds: Vec<String>, hops: u32, level: Level) -> bool {
+        let seed = |id: &String| v1::Seed {
+            id: id.clone(),
+            activation: None,
+        };
+        let request = v1::SpreadRequest {
+            seeds: seeds.iter().map(seed).collect(),
+            hops,
+            limit: SPREAD_LIMIT as u32,
+            consistency: consistency(level),
+            ..Default::default()
+        };
+        let op = Op::Spread { seeds, hops, level };
+        let to = self.space(space);
+        let answer = self.ask(space, op, to.spread(request), |message| {
+            let result = message.result;
+            let activated = result.activated.into_iter();
+            let answer = Answer::Spread {
+                activated: activated.map(|one| (one.id, one.activation)).collect(),
+                total: result.activated_total,
+                missing_seeds: result.missing_seeds,
+                complete: true,
+            };
+            (answer, result.token)
+        });
+        answer.await.is_some()
+    }
+
+    // ---- spaces -------------------------------------------------------------------------------
+
+    pub async fn create_space(&self, request: v1::CreateSpaceRequest) -> bool {
+        let name = request.name.clone();
+        let call = self.client.create_space(request);
+        let answer = self.ask(&name, Op::CreateSpace, call, |space| {
+            (Answer::Space { id: space.id }, None)
+        });
+        answer.await.is_some()
+    }
+
+    pub async fn drop_space(&self, name: &str) -> bool {
+        let call = self.client.drop_space(name);
+        let answer = self.ask(name, Op::DropSpace, call, |()| (Answer::Dropped, None));
+        answer.await.is_some()
+    }
+
+    pub async fn describe_space(&self, name: &str) -> bool {
+        let call = self.client.describe_space(name);
+        let answer = self.ask(name, Op::DescribeSpace, call, |answer| {
+            let id = answer.space.map_or(0, |space| space.id);
+            (Answer::Space { id }, None)
+        });
+        answer.await.is_some()
+    }
+}
+
+/// What to remember.
+#[derive(Clone, Debug, Default)]
+pub struct Remember {
+    pub id: String,
+    pub value: String,
+    pub embedding: Vec<f32>,
+    pub expected: Option<Expected>,
+    pub edges: Vec<(EdgeName, u64)>,
+}
+
+fn edge_changed(message: v1::EdgeChangeResponse) -> (Answer, Option<v1::SessionToken>) {
+    let majority = message.durability() == v1::Durability::Majority;
+    (Answer::EdgeChanged { majority }, message.token)
+}
+
+fn positions(token: Option<v1::SessionToken>) -> Positions {
+    let positions = token.unwrap_or_default().positions.into_iter();
+    positions
+        .map(|position| (position.partition, position.sequence))
+        .collect()
+}
+
+/// A multiple of 2^-32 as the API has it; exact.
+fn share(units: u64) -> f64 {
+    units as f64 / ONE as f64
+}
+
+/// Back, exact for what the engine's sums can be.
+fn units(share: f64) -> u64 {
+    (share * ONE as f64) as u64
+}
+
+fn edge_ref(edge: &EdgeName) -> v1::EdgeRef {
+    v1::EdgeRef {
+        from: edge.from.clone(),
+        to: edge.to.clone(),
+        relation: edge.relation.clone(),
+    }
+}
+
+fn out_edge((edge, confidence): &(EdgeName, u64)) -> v1::OutEdge {
+    v1::OutEdge {
+        to: edge.to.clone(),
+        relation: edge.relation.clone(),
+        weight: Some(1.0),
+        confidence: Some(share(*confidence)),
+    }
+}
+
+fn edge_seen(edge: &v1::Edge) -> EdgeSeen {
+    EdgeSeen {
+        edge: EdgeName {
+            from: edge.from.clone(),
+            to: edge.to.clone(),
+            relation: edge.relation.clone(),
+        },
+        weight: units(edge.weight),
+        evidence: units(edge.evidence),
+    }
+}
+
+fn durability(local: bool) -> i32 {
+    if local {
+        v1::Durability::Local.into()
+    } else {
+        v1::Durability::Majority.into()
+    }
+}
+
+fn consistency(level: Level) -> i32 {
+    match level {
+        Level::Linearizable => v1::Consistency::Linearizable.into(),
+        Level::Session => v1::Consistency::Session.into(),
+        Level::Stale => v1::Consistency::Stale.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edge_takes_sixteen_contributions_then_the_next_takes_over() {
+        let shared = Shared::default();
+        let next = || shared.next_contribution("s", "a", "b", "r");
+        assert_eq!(shared.current_edge("s", "a", "b", "r").relation, "r-0");
+        let first: Vec<_> = (0..16).map(|_| next()).collect();
+        assert_eq!((first[0].1, first[15].1), (0, 15));
+        assert!(first.iter().all(|(edge, _)| edge.relation == "r-0"));
+        assert_eq!(shared.current_edge("s", "a", "b", "r").relation, "r-0");
+        let (edge, number) = next();
+        assert_eq!((edge.relation.as_str(), number), ("r-1", 0));
+        assert_eq!(shared.current_edge("s", "a", "b", "r"), edge);
+    }
+
+    #[test]
+    fn units_go_there_and_back() {
+        for bits in [0, 1, ONE - 1, ONE, 3 * ONE, (1 << 34) + 7] {
+            assert_eq!(units(share(bits)), bits);
+        }
+    }
+}
