@@ -87,40 +87,22 @@ impl Platter {
         platters.spoiled = true;
     }
 
-    /// One record reads wrong until the store is opened again: a bit of a log entry, which only the
-    /// log's own checksums show, or a record of the state altogether. Whether there was one.
+    /// Makes one drawn record unreadable; whether there was one.
     pub fn damage(&self, generator: &mut StdRng) -> bool {
         let mut platters = self.0.lock();
-        let families = [Family::Memories, Family::Vectors, Family::Edges];
-        let of_log = generator.random_bool(0.7);
-        let family = if of_log {
-            Family::Log
-        } else {
-            families[generator.random_range(0..families.len())]
-        };
-        let mut keys = platters.store.keys_on_disk(family);
-        keys.retain(|key| !of_log || key.len() == LOG_RECORD_KEY_BYTES);
+        let family = Family::ALL[generator.random_range(0..Family::ALL.len())];
+        let keys = platters.store.keys_on_disk(family);
         if keys.is_empty() {
             return false;
         }
-        // Of the log the newest: old ones are seldom read.
-        let newest = if of_log {
-            keys.len().saturating_sub(DAMAGED_NEWEST)
-        } else {
-            0
-        };
-        let key = &keys[generator.random_range(newest..keys.len())];
-        let value = platters.store.get(family, key).ok().flatten();
-        let bits = value.map_or(0, |value| value.len() * 8);
-        let damage = match of_log {
-            true if bits > LOG_HEADER_BITS => {
-                Damage::FlippedBit(generator.random_range(LOG_HEADER_BITS..bits))
-            }
-            _ => Damage::Unreadable,
-        };
-        let damaged = platters.store.damage(family, key, damage);
-        platters.spoiled |= damaged;
-        damaged
+        let key = &keys[generator.random_range(0..keys.len())];
+        platters.spoiled = true;
+        platters.store.damage(family, key, Damage::Unreadable)
+    }
+
+    /// What was unreadable reads as it was written.
+    pub fn repair(&self) {
+        self.0.lock().store.heal();
     }
 
     /// No fault waits to happen any more; whether the store may refuse writes until it is opened
@@ -129,6 +111,7 @@ impl Platter {
         let mut platters = self.0.lock();
         platters.full = false;
         platters.trap = None;
+        platters.store.heal();
         platters.spoiled
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::World;
-use super::disk::Trap;
+use super::disk::{Platter, Trap};
 use super::network::{self, End};
 use super::node::place;
 use super::seams::generator;
@@ -14,7 +14,7 @@ use crate::plan::{Fault, Host};
 pub enum Action {
     Begin(Fault),
     Start(Host),
-    /// Stops the node in order, and starts it again after a while.
+    /// Ends the process of a node whose disk was harmed, and the harm.
     Kill(Host),
     Resume(Host),
     EndLinks(u64),
@@ -37,7 +37,12 @@ impl World {
             match entry.remove() {
                 Action::Begin(fault) => self.apply_fault(&fault),
                 Action::Start(host) => self.start_node(host),
-                Action::Kill(host) => self.crash_node(host, End::Process),
+                Action::Kill(host) => {
+                    self.crash_node(host, End::Process);
+                    if let Some(node) = self.nodes.get(host.0) {
+                        node.platter.repair();
+                    }
+                }
                 Action::Resume(host) => self.resume_node(host),
                 Action::EndLinks(number) => self.around.network.end_fault(number),
                 Action::EndWeather => self.around.network.set_weather(self.plan.network),
@@ -156,8 +161,8 @@ impl World {
                 })
             }
             Fault::CorruptRecord { host, down } => {
-                let mut draws = generator(self.around.seed, "damage", self.next_action);
-                self.harm_disk(host, down, |disk| disk.damage(&mut draws))
+                let mut generator = self.draw_generator();
+                self.harm_disk(host, down, |disk| disk.damage(&mut generator))
             }
             Fault::ClockJump { host, millis } => {
                 let node = self.nodes.get(host.0);
@@ -191,7 +196,7 @@ impl World {
         &mut self,
         host: Host,
         down: Duration,
-        harm: impl FnOnce(&super::disk::Platter) -> bool,
+        harm: impl FnOnce(&Platter) -> bool,
     ) -> bool {
         if !self.is_up(host) || !harm(&self.nodes[host.0].platter) {
             return false;
