@@ -205,9 +205,11 @@ impl Tasks for SimTasks {
         let (wait, life) = (self.draw(), Arc::clone(&self.life));
         self.runtime.spawn(async move {
             tokio::time::sleep(wait).await;
-            if !life.is_over() {
-                work();
+            if life.is_over() {
+                // Whoever waits for it is dead, and must not hear that it will never be done.
+                std::future::pending::<()>().await;
             }
+            work();
         });
     }
 }
