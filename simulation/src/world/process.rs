@@ -32,7 +32,8 @@ impl Process {
     /// there is nothing else to do.
     #[allow(clippy::disallowed_methods, reason = "this is the simulation's clock")]
     pub fn run(&self, length: Duration) {
-        self.0.block_on(tokio::time::sleep(length));
+        // Made inside: a timer belongs to the runtime in which it is made.
+        self.0.block_on(async { tokio::time::sleep(length).await });
     }
 
     /// Time has passed in which the process did nothing: all its timers are late at once.
