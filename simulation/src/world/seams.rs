@@ -205,9 +205,11 @@ impl Tasks for SimTasks {
         let (wait, life) = (self.draw(), Arc::clone(&self.life));
         self.runtime.spawn(async move {
             tokio::time::sleep(wait).await;
-            if !life.is_over() {
-                work();
+            if life.is_over() {
+                // Nobody may hear that it was given up: the process is dead.
+                std::future::pending::<()>().await;
             }
+            work();
         });
     }
 }
