@@ -125,8 +125,7 @@ pub enum Fault {
     FullDisk { host: Host, down: Duration },
     /// The next sync fails; the node is started again after `down`.
     FailedSync { host: Host, down: Duration },
-    /// One stored record can no longer be read (its checksum fails). The node is started again
-    /// after `down`.
+    /// One stored record reads wrong, or not at all, until the node is started again, after `down`.
     CorruptRecord { host: Host, down: Duration },
     /// The wall clock jumps by this many milliseconds.
     ClockJump { host: Host, millis: i64 },

@@ -43,12 +43,15 @@ enum Kind {
     SlowDisk,
     FullDisk,
     FailedSync,
+    CorruptRecord,
+    /// All nodes crash at once.
+    PowerCut,
     ClockJump,
     Join,
     Transfer,
 }
 
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 17] = [
     Kind::Crash,
     Kind::CrashAtWrite,
     Kind::Restart,
@@ -61,6 +64,8 @@ const KINDS: [Kind; 15] = [
     Kind::SlowDisk,
     Kind::FullDisk,
     Kind::FailedSync,
+    Kind::CorruptRecord,
+    Kind::PowerCut,
     Kind::ClockJump,
     Kind::Join,
     Kind::Transfer,
@@ -194,27 +199,33 @@ fn draw_faults(
         _ => rng.random_range(20..=40),
     };
     let mut joins = 0;
-    let mut faults: Vec<FaultEvent> = (0..count)
-        .map(|number| {
-            // Each chosen kind once, then any of them.
-            let kind = match kinds.get(number) {
-                Some(kind) => *kind,
-                None => *kinds.choose(rng).unwrap_or(&Kind::Crash),
-            };
-            let kind = match kind {
-                Kind::Join if joins == JOINS_MAX => Kind::Crash,
-                kind => kind,
-            };
-            joins += usize::from(kind == Kind::Join);
-            let latest = safety.saturating_sub(Duration::from_secs(2));
-            let at = millis(
-                rng,
-                FAULTS_FROM.as_millis() as u64..=latest.as_millis() as u64,
-            );
+    let mut faults = Vec::new();
+    for number in 0..count {
+        // Each chosen kind once, then any of them.
+        let kind = match kinds.get(number) {
+            Some(kind) => *kind,
+            None => *kinds.choose(rng).unwrap_or(&Kind::Crash),
+        };
+        let kind = match kind {
+            Kind::Join if joins == JOINS_MAX => Kind::Crash,
+            kind => kind,
+        };
+        joins += usize::from(kind == Kind::Join);
+        let latest = safety.saturating_sub(Duration::from_secs(2));
+        let at = millis(
+            rng,
+            FAULTS_FROM.as_millis() as u64..=latest.as_millis() as u64,
+        );
+        if kind == Kind::PowerCut {
+            let down = millis(rng, 50..=2_000);
+            let crash = |host| Fault::Crash { host, down };
+            let all = (0..nodes).map(|host| crash(Host(host)));
+            faults.extend(all.map(|fault| FaultEvent { at, fault }));
+        } else {
             let fault = draw_fault(rng, kind, nodes, network);
-            FaultEvent { at, fault }
-        })
-        .collect();
+            faults.push(FaultEvent { at, fault });
+        }
+    }
     faults.sort_by_key(|event| event.at);
     faults
 }
@@ -232,7 +243,7 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
     let host = Host(rng.random_range(0..nodes));
     let length = draw_length(rng);
     match kind {
-        Kind::Crash => Fault::Crash { host, down: length },
+        Kind::Crash | Kind::PowerCut => Fault::Crash { host, down: length },
         Kind::CrashAtWrite => Fault::CrashAtWrite {
             host,
             writes: rng.random_range(0..=30),
@@ -275,6 +286,7 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
         },
         Kind::FullDisk => Fault::FullDisk { host, down: length },
         Kind::FailedSync => Fault::FailedSync { host, down: length },
+        Kind::CorruptRecord => Fault::CorruptRecord { host, down: length },
         Kind::ClockJump => {
             let reach = *[500, 10_000, 3_600_000].choose(rng).unwrap_or(&500);
             Fault::ClockJump {

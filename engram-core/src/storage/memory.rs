@@ -3,7 +3,7 @@
 //! disk, as a failed sync, or as a record that cannot be read or has a flipped bit. Damage to records
 //! is on the disk: it outlives a crash and goes when the record is written again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -17,16 +17,8 @@ type Table = BTreeMap<Box<[u8]>, Box<[u8]>>;
 #[derive(Clone, Default)]
 struct State {
     tables: [Arc<Table>; Family::ALL.len()],
-    /// Records whose checksum fails: there, but not to be read.
-    unreadable: Arc<BTreeSet<(Family, Box<[u8]>)>>,
-}
-
-/// What reading an unreadable record says.
-fn unreadable(family: Family) -> StorageError {
-    StorageError::Corrupt {
-        what: format!("a record of family {}", family.name()),
-        reason: "its checksum fails".into(),
-    }
+    /// Records that do not read as they were written.
+    damaged: Arc<BTreeMap<(Family, Box<[u8]>), Damage>>,
 }
 
 impl State {
@@ -61,10 +53,10 @@ impl State {
 
     /// What is written again is whole again.
     fn repair(&mut self, op: &BatchOp) {
-        if self.unreadable.is_empty() {
+        if self.damaged.is_empty() {
             return;
         }
-        Arc::make_mut(&mut self.unreadable).retain(|(of, damaged)| match op {
+        Arc::make_mut(&mut self.damaged).retain(|(of, damaged), _| match op {
             BatchOp::Put { family, key, .. } | BatchOp::Delete { family, key } => {
                 of != family || damaged.as_ref() != key.as_slice()
             }
@@ -74,33 +66,45 @@ impl State {
         });
     }
 
-    /// Damages a record that is there.
+    /// Damages a record, if it is there.
     fn damage(&mut self, family: Family, key: &[u8], damage: Damage) -> bool {
-        let Some(value) = self.table(family).get(key) else {
-            return false;
-        };
-        match damage {
-            Damage::Unreadable => {
-                Arc::make_mut(&mut self.unreadable).insert((family, key.into()));
+        let there = self.table(family).contains_key(key);
+        if there {
+            Arc::make_mut(&mut self.damaged).insert((family, key.into()), damage);
+        }
+        there
+    }
+
+    /// A record's value as it reads.
+    fn read(&self, family: Family, key: &[u8], value: &[u8]) -> Result<Box<[u8]>, StorageError> {
+        let mut value: Box<[u8]> = value.into();
+        if self.damaged.is_empty() {
+            return Ok(value);
+        }
+        match self.damaged.get(&(family, key.into())) {
+            None => {}
+            Some(Damage::FlippedBit(bit)) => {
+                let bit = bit % (value.len() * 8).max(1);
+                if let Some(byte) = value.get_mut(bit / 8) {
+                    *byte ^= 1 << (bit % 8);
+                }
             }
-            Damage::FlippedBit(_) if value.is_empty() => return false,
-            Damage::FlippedBit(bit) => {
-                let mut value = value.clone();
-                let bit = bit % (value.len() * 8);
-                value[bit / 8] ^= 1 << (bit % 8);
-                self.table_mut(family).insert(key.into(), value);
+            Some(Damage::Unreadable) => {
+                return Err(StorageError::Corrupt {
+                    what: format!("a record of family {}", family.name()),
+                    reason: "its checksum fails".into(),
+                });
             }
         }
-        true
+        Ok(value)
     }
 }
 
 impl Reader for State {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        if !self.unreadable.is_empty() && self.unreadable.contains(&(family, key.into())) {
-            return Err(unreadable(family));
-        }
-        Ok(self.table(family).get(key).map(|value| value.to_vec()))
+        let value = self.table(family).get(key);
+        let value = value.map(|value| self.read(family, key, value));
+        Ok(value.transpose()?.map(Vec::from))
     }
 
     fn scan<'a>(&'a self, family: Family, start: &[u8], end: &[u8], order: Order) -> Records<'a> {
@@ -108,10 +112,7 @@ impl Reader for State {
             return Box::new(std::iter::empty());
         }
         let copy = move |(key, value): (&Box<[u8]>, &Box<[u8]>)| {
-            if !self.unreadable.is_empty() && self.unreadable.contains(&(family, key.clone())) {
-                return Err(unreadable(family));
-            }
-            Ok((key.clone(), value.clone()))
+            Ok((key.clone(), self.read(family, key, value)?))
         };
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
@@ -188,7 +189,7 @@ impl MemoryStorage {
                 .tables
                 .each_ref()
                 .map(|table| Arc::new((**table).clone())),
-            unreadable: Arc::clone(&state.unreadable),
+            damaged: Arc::clone(&state.damaged),
         };
         Self {
             live: Arc::new(RwLock::new(live)),
@@ -223,6 +224,13 @@ impl MemoryStorage {
         let mut durable = self.durable.lock();
         durable.synced.damage(family, key, damage);
         self.live.write().damage(family, key, damage)
+    }
+
+    /// Everything reads again as it was written, as after a change of a cable.
+    pub fn heal(&self) {
+        let mut durable = self.durable.lock();
+        durable.synced.damaged = Arc::default();
+        self.live.write().damaged = Arc::default();
     }
 
     /// The keys of a family on disk, for a choice of what to damage.

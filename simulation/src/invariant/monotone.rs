@@ -2,8 +2,9 @@
 //! each group, the sequence of each partition (Raft section 5.1; design.md section 3: state is
 //! applied once, in order).
 //!
-//! Across a restart the applied state may go back, since it is written without a sync and replayed.
-//! Broken by: a snapshot installed over a newer state; an election that forgets the term; an
+//! Across a restart the applied state may go back, since it is written without a sync and replayed. A
+//! term may not: it is shown when the vote for it is on disk.
+//! Broken by: a vote that is given before it is on disk; a snapshot installed over a newer state; an election that forgets the term; an
 //! applied index saved apart from the state.
 
 use std::collections::BTreeMap;
@@ -12,8 +13,8 @@ use engram_core::types::{GroupId, NodeId, PartitionId};
 
 use super::{Findings, Moment, Watcher};
 
-/// What is counted: (node, incarnation), then the thing.
-type Key = (NodeId, u64, Thing);
+/// What is counted: the node, and its incarnation where a restart may take things back.
+type Key = (NodeId, Option<u64>, Thing);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Thing {
@@ -48,7 +49,8 @@ impl Watcher for Monotone {
                 .iter()
                 .map(|replica| (Thing::Sequence(replica.partition), replica.sequence.0));
             for (thing, now) in groups.chain(partitions) {
-                let key = (node.node, node.incarnation, thing);
+                let lasts = matches!(thing, Thing::Term(_));
+                let key = (node.node, (!lasts).then_some(node.incarnation), thing);
                 let before = self.last.insert(key, now).unwrap_or(0);
                 if now < before {
                     findings.report(format!(
@@ -84,10 +86,13 @@ mod tests {
     #[test]
     fn a_term_never_goes_back() {
         let mut watcher = Monotone::default();
-        assert_eq!(watch(&mut watcher, &[node(0, vec![group(4, false)])]), []);
-        assert_eq!(
-            watch(&mut watcher, &[node(0, vec![group(3, false)])]).len(),
-            1
-        );
+        let at = |incarnation, term| NodeObservation {
+            incarnation,
+            ..node(0, vec![group(term, false)])
+        };
+        assert_eq!(watch(&mut watcher, &[at(1, 4)]), []);
+        assert_eq!(watch(&mut watcher, &[at(1, 3)]).len(), 1);
+        assert_eq!(watch(&mut watcher, &[at(2, 4)]), []);
+        assert_eq!(watch(&mut watcher, &[at(3, 3)]).len(), 1);
     }
 }

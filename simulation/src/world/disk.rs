@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engram_core::storage::{
-    Batch, BatchOp, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
+    Batch, BatchOp, Damage, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
     StorageError,
 };
 use engram_node::seams::{Disk, FileWriter};
@@ -20,6 +20,13 @@ use rand::rngs::StdRng;
 
 use super::seams::{Ledger, Life};
 use super::trace::digest;
+
+/// Bytes of the key of a log entry: group, tag, index.
+const LOG_RECORD_KEY_BYTES: usize = 17;
+/// Bits of a log record before its payload.
+const LOG_HEADER_BITS: usize = 29 * 8;
+/// The last so many log records, of all groups together, are those that get damaged.
+const DAMAGED_NEWEST: usize = 200;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]
@@ -74,10 +81,28 @@ impl Platter {
         platters.spoiled = true;
     }
 
-    pub fn fail_next_write(&self) {
+    pub fn fail_next_sync(&self, visible: bool) {
         let mut platters = self.0.lock();
-        platters.store.fail_next_write();
+        platters.store.fail_next_sync(visible);
         platters.spoiled = true;
+    }
+
+    /// Makes one drawn record unreadable; whether there was one.
+    pub fn damage(&self, generator: &mut StdRng) -> bool {
+        let mut platters = self.0.lock();
+        let family = Family::ALL[generator.random_range(0..Family::ALL.len())];
+        let keys = platters.store.keys_on_disk(family);
+        if keys.is_empty() {
+            return false;
+        }
+        let key = &keys[generator.random_range(0..keys.len())];
+        platters.spoiled = true;
+        platters.store.damage(family, key, Damage::Unreadable)
+    }
+
+    /// What was unreadable reads as it was written.
+    pub fn repair(&self) {
+        self.0.lock().store.heal();
     }
 
     /// No fault waits to happen any more; whether the store may refuse writes until it is opened
@@ -86,6 +111,7 @@ impl Platter {
         let mut platters = self.0.lock();
         platters.full = false;
         platters.trap = None;
+        platters.store.heal();
         platters.spoiled
     }
 
@@ -96,6 +122,7 @@ impl Platter {
 
 impl Platters {
     fn open_again(&mut self, store: MemoryStorage) {
+        store.heal();
         self.store = store;
         self.full = false;
         self.trap = None;

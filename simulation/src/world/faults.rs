@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::World;
-use super::disk::Trap;
+use super::disk::{Platter, Trap};
 use super::network::{self, End};
 use super::node::place;
+use super::seams::generator;
 use crate::plan::{Fault, Host};
 
 /// What is to happen at a time.
@@ -13,7 +14,7 @@ use crate::plan::{Fault, Host};
 pub enum Action {
     Begin(Fault),
     Start(Host),
-    /// Stops the node in order, and starts it again after a while.
+    /// Ends the process of a node whose disk was harmed, and the harm.
     Kill(Host),
     Resume(Host),
     EndLinks(u64),
@@ -36,7 +37,12 @@ impl World {
             match entry.remove() {
                 Action::Begin(fault) => self.apply_fault(&fault),
                 Action::Start(host) => self.start_node(host),
-                Action::Kill(host) => self.crash_node(host, End::Process),
+                Action::Kill(host) => {
+                    self.crash_node(host, End::Process);
+                    if let Some(node) = self.nodes.get(host.0) {
+                        node.platter.repair();
+                    }
+                }
                 Action::Resume(host) => self.resume_node(host),
                 Action::EndLinks(number) => self.around.network.end_fault(number),
                 Action::EndWeather => self.around.network.set_weather(self.plan.network),
@@ -143,11 +149,21 @@ impl World {
                 self.schedule(now + length, Action::EndSlowDisk(host));
                 true
             }
-            Fault::FullDisk { host, down } => self.harm_disk(host, down, |disk| disk.fill()),
+            Fault::FullDisk { host, down } => self.harm_disk(host, down, |disk| {
+                disk.fill();
+                true
+            }),
             Fault::FailedSync { host, down } => {
-                self.harm_disk(host, down, |disk| disk.fail_next_write())
+                let visible = self.coin();
+                self.harm_disk(host, down, |disk| {
+                    disk.fail_next_sync(visible);
+                    true
+                })
             }
-            Fault::CorruptRecord { .. } => false,
+            Fault::CorruptRecord { host, down } => {
+                let mut generator = self.draw_generator();
+                self.harm_disk(host, down, |disk| disk.damage(&mut generator))
+            }
             Fault::ClockJump { host, millis } => {
                 let node = self.nodes.get(host.0);
                 node.map(|node| node.jump_clock(millis)).is_some()
@@ -180,12 +196,11 @@ impl World {
         &mut self,
         host: Host,
         down: Duration,
-        harm: impl FnOnce(&super::disk::Platter),
+        harm: impl FnOnce(&Platter) -> bool,
     ) -> bool {
-        if !self.is_up(host) {
+        if !self.is_up(host) || !harm(&self.nodes[host.0].platter) {
             return false;
         }
-        harm(&self.nodes[host.0].platter);
         self.schedule(self.now + down, Action::Kill(host));
         self.schedule(self.now + down, Action::Start(host));
         true

@@ -462,6 +462,11 @@ impl World {
         }
     }
 
+    /// A generator for one use that draws an unknown number of times.
+    fn draw_generator(&mut self) -> StdRng {
+        generator(self.generator.random(), "drawn", 0)
+    }
+
     fn coin(&mut self) -> bool {
         self.generator.random_bool(0.5)
     }

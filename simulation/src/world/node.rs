@@ -107,7 +107,8 @@ fn config(host: Host, peers: usize, log: LogPlan) -> Config {
         raft: RaftOptions {
             snapshot_every_entries: log.snapshot_every,
             keep_entries: log.keep,
-            ..RaftOptions::default()
+            // Few entries: most are read from the store, with their checksums.
+            cache_bytes_max: 2 << 10,
         },
     }
 }
