@@ -111,7 +111,8 @@ impl Watcher for Committed {
 
     fn watch(&mut self, moment: &Moment<'_>, findings: &mut Findings<'_>) {
         for node in moment.nodes {
-            for group in &node.groups {
+            // 0 also says that nothing is committed yet.
+            for group in node.groups.iter().filter(|group| group.committed_index > 0) {
                 let read = self.read.entry((node.host, group.group)).or_insert(0);
                 // What a node that was set back commits again is compared again.
                 let from = (*read).min(group.committed_index);

@@ -206,7 +206,7 @@ impl Tasks for SimTasks {
         self.runtime.spawn(async move {
             tokio::time::sleep(wait).await;
             if life.is_over() {
-                // Whoever waits for it is dead, and must not hear that it will never be done.
+                // Nobody may hear that it was given up: the process is dead.
                 std::future::pending::<()>().await;
             }
             work();
