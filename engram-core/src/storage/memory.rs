@@ -9,16 +9,19 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError};
+use super::{
+    Batch, BatchOp, Durability, Family, Order, Reader, Record, Records, Storage, StorageError,
+};
 
 type Table = BTreeMap<Box<[u8]>, Box<[u8]>>;
+type Damages = BTreeMap<(Family, Box<[u8]>), Damage>;
 
 /// All families at one moment. Tables are shared between states until one of them is written.
 #[derive(Clone, Default)]
 struct State {
     tables: [Arc<Table>; Family::ALL.len()],
     /// Records that do not read as they were written.
-    damaged: Arc<BTreeMap<(Family, Box<[u8]>), Damage>>,
+    damaged: Arc<Damages>,
 }
 
 impl State {
@@ -75,6 +78,10 @@ impl State {
         there
     }
 
+    fn record(&self, family: Family, key: &[u8], value: &[u8]) -> Result<Record, StorageError> {
+        Ok((key.into(), self.read(family, key, value)?))
+    }
+
     /// A record's value as it reads.
     fn read(&self, family: Family, key: &[u8], value: &[u8]) -> Result<Box<[u8]>, StorageError> {
         let mut value: Box<[u8]> = value.into();
@@ -111,14 +118,11 @@ impl Reader for State {
         if start >= end {
             return Box::new(std::iter::empty());
         }
-        let copy = move |(key, value): (&Box<[u8]>, &Box<[u8]>)| {
-            Ok((key.clone(), self.read(family, key, value)?))
-        };
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
         match order {
-            Order::Ascending => Box::new(range.map(copy)),
-            Order::Descending => Box::new(range.rev().map(copy)),
+            Order::Ascending => Box::new(range.map(move |(k, v)| self.record(family, k, v))),
+            Order::Descending => Box::new(range.rev().map(move |(k, v)| self.record(family, k, v))),
         }
     }
 }
