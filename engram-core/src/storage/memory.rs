@@ -12,13 +12,14 @@ use parking_lot::{Mutex, RwLock};
 use super::{Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError};
 
 type Table = BTreeMap<Box<[u8]>, Box<[u8]>>;
+type DamagedRecords = BTreeMap<(Family, Box<[u8]>), Damage>;
 
 /// All families at one moment. Tables are shared between states until one of them is written.
 #[derive(Clone, Default)]
 struct State {
     tables: [Arc<Table>; Family::ALL.len()],
     /// Records that do not read as they were written.
-    damaged: Arc<BTreeMap<(Family, Box<[u8]>), Damage>>,
+    damaged: Arc<DamagedRecords>,
 }
 
 impl State {
@@ -111,11 +112,12 @@ impl Reader for State {
         if start >= end {
             return Box::new(std::iter::empty());
         }
-        let copy = move |(key, value): (&Box<[u8]>, &Box<[u8]>)| {
-            Ok((key.clone(), self.read(family, key, value)?))
-        };
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
+        let range = range.map(|(key, value)| (key.as_ref(), value.as_ref()));
+        let copy = move |(key, value): (&[u8], &[u8])| {
+            Ok((key.into(), self.read(family, key, value)?))
+        };
         match order {
             Order::Ascending => Box::new(range.map(copy)),
             Order::Descending => Box::new(range.rev().map(copy)),
