@@ -25,8 +25,6 @@ use super::trace::digest;
 const LOG_RECORD_KEY_BYTES: usize = 17;
 /// Bits of a log record before its payload.
 const LOG_HEADER_BITS: usize = 29 * 8;
-/// The last so many log records, of all groups together, are those that get damaged.
-const DAMAGED_NEWEST: usize = 200;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]
@@ -87,17 +85,30 @@ impl Platter {
         platters.spoiled = true;
     }
 
-    /// Makes one drawn record unreadable; whether there was one.
+    /// One record reads wrong: a bit of a log entry, which only the log's own checksums show, or any
+    /// record altogether. Whether there was one.
     pub fn damage(&self, generator: &mut StdRng) -> bool {
         let mut platters = self.0.lock();
-        let family = Family::ALL[generator.random_range(0..Family::ALL.len())];
-        let keys = platters.store.keys_on_disk(family);
+        let flip = generator.random_bool(0.6);
+        let family = match flip {
+            true => Family::Log,
+            false => Family::ALL[generator.random_range(0..Family::ALL.len())],
+        };
+        let mut keys = platters.store.keys_on_disk(family);
+        keys.retain(|key| !flip || key.len() == LOG_RECORD_KEY_BYTES);
         if keys.is_empty() {
             return false;
         }
         let key = &keys[generator.random_range(0..keys.len())];
+        let value = platters.store.get(family, key).ok().flatten();
+        let bits = value.map_or(0, |value| value.len() * 8);
+        let damage = if flip && bits > LOG_HEADER_BITS {
+            Damage::FlippedBit(generator.random_range(LOG_HEADER_BITS..bits))
+        } else {
+            Damage::Unreadable
+        };
         platters.spoiled = true;
-        platters.store.damage(family, key, Damage::Unreadable)
+        platters.store.damage(family, key, damage)
     }
 
     /// What was unreadable reads as it was written.
@@ -122,7 +133,6 @@ impl Platter {
 
 impl Platters {
     fn open_again(&mut self, store: MemoryStorage) {
-        store.heal();
         self.store = store;
         self.full = false;
         self.trap = None;

@@ -6,7 +6,6 @@ use super::World;
 use super::disk::{Platter, Trap};
 use super::network::{self, End};
 use super::node::place;
-use super::seams::generator;
 use crate::plan::{Fault, Host};
 
 /// What is to happen at a time.
