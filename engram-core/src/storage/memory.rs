@@ -9,19 +9,17 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{
-    Batch, BatchOp, Durability, Family, Order, Reader, Record, Records, Storage, StorageError,
-};
+use super::{Batch, BatchOp, Durability, Family, Order, Reader, Records, Storage, StorageError};
 
 type Table = BTreeMap<Box<[u8]>, Box<[u8]>>;
-type Damages = BTreeMap<(Family, Box<[u8]>), Damage>;
+type DamagedRecords = BTreeMap<(Family, Box<[u8]>), Damage>;
 
 /// All families at one moment. Tables are shared between states until one of them is written.
 #[derive(Clone, Default)]
 struct State {
     tables: [Arc<Table>; Family::ALL.len()],
     /// Records that do not read as they were written.
-    damaged: Arc<Damages>,
+    damaged: Arc<DamagedRecords>,
 }
 
 impl State {
@@ -78,10 +76,6 @@ impl State {
         there
     }
 
-    fn record(&self, family: Family, key: &[u8], value: &[u8]) -> Result<Record, StorageError> {
-        Ok((key.into(), self.read(family, key, value)?))
-    }
-
     /// A record's value as it reads.
     fn read(&self, family: Family, key: &[u8], value: &[u8]) -> Result<Box<[u8]>, StorageError> {
         let mut value: Box<[u8]> = value.into();
@@ -120,9 +114,13 @@ impl Reader for State {
         }
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
+        let range = range.map(|(key, value)| (key.as_ref(), value.as_ref()));
+        let copy = move |(key, value): (&[u8], &[u8])| {
+            Ok((key.into(), self.read(family, key, value)?))
+        };
         match order {
-            Order::Ascending => Box::new(range.map(move |(k, v)| self.record(family, k, v))),
-            Order::Descending => Box::new(range.rev().map(move |(k, v)| self.record(family, k, v))),
+            Order::Ascending => Box::new(range.map(copy)),
+            Order::Descending => Box::new(range.rev().map(copy)),
         }
     }
 }

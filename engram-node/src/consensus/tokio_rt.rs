@@ -76,10 +76,9 @@ impl AsyncRuntime for Runtime {
     }
 
     fn thread_rng() -> StdRng {
-        let seed = SEEDS.get();
-        if let Some(state) = seed {
+        let seed = SEEDS.get().inspect(|state| {
             SEEDS.set(Some(state.wrapping_add(1)));
-        }
+        });
         // The generator's own seeding spreads neighbouring seeds.
         StdRng::seed_from_u64(seed.unwrap_or_else(|| TokioRuntime::thread_rng().next_u64()))
     }
