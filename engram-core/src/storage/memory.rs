@@ -115,9 +115,8 @@ impl Reader for State {
         let bounds = (Bound::Included(start), Bound::Excluded(end));
         let range = self.table(family).range::<[u8], _>(bounds);
         let range = range.map(|(key, value)| (key.as_ref(), value.as_ref()));
-        let copy = move |(key, value): (&[u8], &[u8])| {
-            Ok((key.into(), self.read(family, key, value)?))
-        };
+        let copy =
+            move |(key, value): (&[u8], &[u8])| Ok((key.into(), self.read(family, key, value)?));
         match order {
             Order::Ascending => Box::new(range.map(copy)),
             Order::Descending => Box::new(range.rev().map(copy)),

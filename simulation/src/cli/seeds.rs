@@ -28,7 +28,7 @@ pub fn run(arguments: &Run) -> bool {
                 }
                 Err(panic) => {
                     eprintln!("seed {}: the simulation panicked: {panic}", done.item);
-                    summary.failures.push(Failure::broken(done.item, panic));
+                    summary.failures.push(Failure::broken(done.item, &panic));
                 }
             }
             if summary.seeds.is_multiple_of(PROGRESS_EVERY) {

@@ -17,7 +17,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    pub fn broken(seed: u64, panic: String) -> Self {
+    pub fn broken(seed: u64, panic: &str) -> Self {
         Self {
             reduction: Reduction::whole(seed),
             words: vec![format!("the simulation panicked: {panic}")],
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn a_failure_tells_how_to_see_it_again() {
         let mut summary = Summary::default();
-        summary.failures.push(Failure::broken(7, "words".into()));
+        summary.failures.push(Failure::broken(7, "words"));
         let text = summary.to_string();
         assert!(text.contains("FAILED: seed 7") && text.contains("replay --seed 7"));
         let json = summary.json();

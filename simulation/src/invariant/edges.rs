@@ -212,7 +212,7 @@ mod tests {
         let before = contribute((1, 2), 0, true);
         let gone = [before.clone(), remove((3, 4)), read((5, 6), 0, 0)];
         assert_eq!(found(&gone), 0);
-        let stays = [before.clone(), remove((3, 4)), read((5, 6), 1, ONE)];
+        let stays = [before, remove((3, 4)), read((5, 6), 1, ONE)];
         assert_eq!(found(&stays), 1);
         let after = contribute((5, 6), 0, true);
         assert_eq!(found(&[remove((3, 4)), after, read((7, 8), 0, 0)]), 1);

@@ -106,10 +106,11 @@ impl Story<'_> {
         let mut current: Option<(u64, &Record)> = None;
         for write in &self.writes {
             match write.answer() {
-                Some(Answer::Written { version }) if version <= position => {
-                    if current.is_none_or(|(newest, _)| newest < *version) {
-                        current = Some((*version, write));
-                    }
+                Some(Answer::Written { version })
+                    if version <= position
+                        && current.is_none_or(|(newest, _)| newest < *version) =>
+                {
+                    current = Some((*version, write));
                 }
                 Some(_) => {}
                 None if write.may_have_happened() && !read.is_before(write) => {
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn hits_are_the_nearest_at_the_position() {
         let slanted = score(&row(&[1.0, 0.0]), &[1.0, 1.0]);
-        assert!((slanted - 0.7071).abs() < 1e-4);
+        assert!((slanted - std::f64::consts::FRAC_1_SQRT_2).abs() < 1e-4);
         assert_eq!(found(&[("near", slanted), ("far", 0.0)], 3), 0);
         assert_eq!(found(&[("near", 1.0), ("far", 0.0)], 4), 0);
         assert_eq!(found(&[("near", slanted)], 1), 0);

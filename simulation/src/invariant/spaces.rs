@@ -179,13 +179,13 @@ mod tests {
         }
     }
 
-    fn found(records: Vec<Record>) -> usize {
-        judged(judge, &records).len()
+    fn found(records: &[Record]) -> usize {
+        judged(judge, records).len()
     }
 
     #[test]
     fn an_orderly_life_passes() {
-        let life = vec![
+        let life = [
             made(1, 4),
             wrote(2, "x"),
             read(3, build::got(2, "x")),
@@ -195,55 +195,48 @@ mod tests {
             gone(7),
             described(2_000, None),
         ];
-        assert_eq!(found(life), 0);
+        assert_eq!(found(&life), 0);
     }
 
     #[test]
     fn a_new_space_is_new() {
-        let ghost = vec![
+        let ghost = [
             made(1, 4),
             wrote(2, "x"),
             gone(4),
             made(5, 5),
             read(6, build::got(2, "x")),
         ];
-        assert_eq!(found(ghost), 1);
+        assert_eq!(found(&ghost), 1);
         let mut other = made(9, 4);
         other.space = "other".into();
-        assert_eq!(
-            found(vec![made(1, 4), gone(4), other]),
-            1,
-            "an id used again"
-        );
+        assert_eq!(found(&[made(1, 4), gone(4), other]), 1, "an id used again");
     }
 
     #[test]
     fn what_was_acknowledged_in_it_is_there() {
-        let lost = vec![
+        let lost = [
             made(1, 4),
             wrote(2, "x"),
             read(3, Answer::Got(None)),
             gone(4),
         ];
-        assert_eq!(found(lost), 1);
-        let unclear = vec![
+        assert_eq!(found(&lost), 1);
+        let unclear = [
             made(1, 4),
             wrote(2, "x"),
             build::unknown(0, 3, Op::DropSpace),
             read(4, Answer::Got(None)),
         ];
-        assert_eq!(found(unclear), 0);
+        assert_eq!(found(&unclear), 0);
     }
 
     #[test]
     fn in_the_end_it_is_there_or_gone() {
-        assert_eq!(
-            found(vec![made(1, 4), gone(2), described(2_000, Some(4))]),
-            1
-        );
-        let again = |described| vec![made(1, 4), gone(2), made(3, 5), described];
-        assert_eq!(found(again(described(2_000, None))), 1);
-        assert_eq!(found(again(described(2_000, Some(4)))), 1);
-        assert_eq!(found(again(described(2_000, Some(5)))), 0);
+        assert_eq!(found(&[made(1, 4), gone(2), described(2_000, Some(4))]), 1);
+        let again = |described| [made(1, 4), gone(2), made(3, 5), described];
+        assert_eq!(found(&again(described(2_000, None))), 1);
+        assert_eq!(found(&again(described(2_000, Some(4)))), 1);
+        assert_eq!(found(&again(described(2_000, Some(5)))), 0);
     }
 }

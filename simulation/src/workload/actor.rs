@@ -189,8 +189,9 @@ impl Actor {
             edges,
         };
         let to = self.space(space);
+        let call = Box::pin(to.remember_with(request));
         let answer = self
-            .ask(space, op, to.remember_with(request), |message| {
+            .ask(space, op, call, |message| {
                 let version = message.version;
                 (Answer::Written { version }, message.token)
             })
