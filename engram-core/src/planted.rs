@@ -171,7 +171,7 @@ pub const REGISTRY: &[Bug] = &[
     bug(
         "vote-before-fsync",
         "a vote is given before it is on disk",
-        "one primary per epoch, votes never go back: a crash lets a node vote twice",
+        "votes on disk, one primary per term: a crash lets a node vote twice",
     ),
     bug(
         "window-sealed-late-on-replay",

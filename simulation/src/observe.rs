@@ -37,6 +37,8 @@ pub struct MapObservation {
 pub struct GroupObservation {
     pub group: GroupId,
     pub term: u64,
+    /// The term of the vote on this replica's disk, when it can be read.
+    pub stored_term: Option<u64>,
     /// Whether this replica believes itself primary of `term`.
     pub leads: bool,
     pub last_log_index: u64,

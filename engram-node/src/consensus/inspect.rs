@@ -5,6 +5,7 @@ use engram_core::storage::{Family, Order, StorageError};
 use engram_core::types::{GroupId, NodeId};
 use openraft::async_runtime::WatchReceiver as _;
 
+use super::codec::{VoteRecord, unversioned};
 use super::group::Group;
 use super::keys;
 use super::log::Header;
@@ -77,6 +78,19 @@ impl Consensus {
             })
         });
         described.collect()
+    }
+
+    /// The term of the vote that the store has of a group. Blocks while it reads.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn stored_term(&self, group: GroupId) -> Result<Option<u64>, StorageError> {
+        let stored = self
+            .inner()
+            .storage()
+            .get(Family::Log, &keys::vote(group))?;
+        let vote = stored.map(|bytes| unversioned::<VoteRecord>("vote", &bytes));
+        Ok(vote.transpose()?.map(|vote| vote.term))
     }
 
     /// Gives leadership of `group`, if it is here, to the voter that is furthest; returns when it

@@ -23,6 +23,7 @@ mod recall;
 mod session;
 mod spaces;
 mod spread;
+mod votes;
 
 pub use evidence::{CONTRIBUTIONS_MAX, confidence};
 pub use spread::LIMIT as SPREAD_LIMIT;
@@ -111,6 +112,7 @@ pub trait Watcher {
 pub fn quick_watchers() -> Vec<Box<dyn Watcher>> {
     vec![
         Box::new(one_primary::OnePrimary::default()),
+        Box::new(votes::Votes),
         Box::new(digests::Digests::default()),
         Box::new(monotone::Monotone::default()),
         Box::new(placement::Placement),
@@ -198,6 +200,7 @@ mod trial {
         GroupObservation {
             group: GROUP,
             term,
+            stored_term: Some(term),
             leads,
             last_log_index: 0,
             committed_index: 0,

@@ -35,6 +35,8 @@ struct Platters {
     trap: Option<Trap>,
     /// A write has failed, or the next one will.
     spoiled: bool,
+    /// Records read wrong.
+    damaged: bool,
 }
 
 /// The machine dies at a write.
@@ -108,12 +110,18 @@ impl Platter {
             Damage::Unreadable
         };
         platters.spoiled = true;
+        platters.damaged = true;
         platters.store.damage(family, key, damage)
+    }
+
+    /// Whether records read wrong.
+    pub fn is_damaged(&self) -> bool {
+        self.0.lock().damaged
     }
 
     /// What was unreadable reads as it was written.
     pub fn repair(&self) {
-        self.0.lock().store.heal();
+        self.0.lock().heal();
     }
 
     /// No fault waits to happen any more; whether the store may refuse writes until it is opened
@@ -122,7 +130,7 @@ impl Platter {
         let mut platters = self.0.lock();
         platters.full = false;
         platters.trap = None;
-        platters.store.heal();
+        platters.heal();
         platters.spoiled
     }
 
@@ -132,6 +140,11 @@ impl Platter {
 }
 
 impl Platters {
+    fn heal(&mut self) {
+        self.store.heal();
+        self.damaged = false;
+    }
+
     fn open_again(&mut self, store: MemoryStorage) {
         self.store = store;
         self.full = false;

@@ -26,12 +26,13 @@ impl World {
     /// The entries `first..end` of a group's log that a node has on its disk.
     #[must_use]
     pub fn log(&self, host: Host, group: GroupId, first: u64, end: u64) -> Vec<LogObservation> {
+        // A damaged log is the node's to find: it has no entries to compare.
         let node = self.nodes.get(host.0);
+        let node = node.filter(|node| !node.platter.is_damaged());
         let entries = node.and_then(|node| {
             let before = first.saturating_sub(1);
             node.with_server(|server| server.consensus().log_entries(group, before, end))
         });
-        // An unreadable log is the node's to find: it has no entries to compare.
         let entries = entries.and_then(Result::ok).unwrap_or_default();
         let mut previous = None;
         let mut observed = Vec::new();
@@ -53,7 +54,8 @@ impl World {
 
 fn observe_node(node: &Node, server: &Server) -> NodeObservation {
     let map = server.plane().map();
-    let groups = server.consensus().status();
+    let consensus = server.consensus();
+    let groups = consensus.status();
     NodeObservation {
         host: node.host,
         node: server.node(),
@@ -64,6 +66,7 @@ fn observe_node(node: &Node, server: &Server) -> NodeObservation {
             .map(|group| GroupObservation {
                 group: group.group,
                 term: group.term,
+                stored_term: consensus.stored_term(group.group).ok().flatten(),
                 leads: group.leads,
                 last_log_index: group.last_log_index,
                 committed_index: group.committed_index,
