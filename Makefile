@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test check fix deny simulate simulate-mutants simulate-determinism bench demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster check fix deny simulate simulate-mutants simulate-determinism bench demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -40,6 +40,13 @@ test: bootstrap ## unit, property, model and cluster tests
 	else \
 	  echo "cargo-nextest is not installed: running the same tests with cargo test"; \
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
+	fi
+
+test-cluster: bootstrap ## tests with real processes only: kills, moves, growth and shrinkage
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run $(SELECT) --test cluster --test moves --test kill $(ARGS); \
+	else \
+	  $(CARGO) test $(SELECT) --test cluster --test moves --test kill $(ARGS); \
 	fi
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies

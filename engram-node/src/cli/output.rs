@@ -184,6 +184,7 @@ pub fn partition_json(partition: &v1::Partition) -> Value {
             "index_tail": replica.index_tail,
             "stopped": replica.stopped,
             "overlay_deltas": replica.overlay_deltas,
+            "bytes": replica.bytes,
         })
     });
     json!({

@@ -26,7 +26,7 @@ use crate::transport::{Links, LocalNode, Peers, RaftService};
 /// All Raft groups of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Consensus {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
@@ -65,7 +65,8 @@ impl Consensus {
         let group = GroupId::CONTROL;
         let raft_config = config.raft();
         let raft_config = raft_config.map_err(|reason| StartError::Raft { group, reason })?;
-        let snapshots = SnapshotStore::new(&seams, &config.data_dir);
+        let rate = config.snapshot_bytes_per_second;
+        let snapshots = SnapshotStore::new(&seams, &config.data_dir, rate);
         let (staging, store) = (snapshots.clone(), Arc::clone(&storage));
         let cleared = seams.blocking(move || {
             staging.clear_staging()?;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use engram_core::filter::Filter;
 use engram_core::partition::{
-    Direction, FoundEdge, FoundMemory, NeighborsQuery, Partition, PartitionView, ReadError,
-    RecallQuery,
+    Direction, FoundEdge, FoundMemory, NeighborsQuery, Partition, PartitionStatus, PartitionView,
+    ReadError, RecallQuery,
 };
 use engram_core::types::{EdgeKey, MarkId, MemoryHash, MemoryId, Relation};
 use engram_proto::convert::memory_to_api;
@@ -156,11 +156,23 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         edges: status.edges,
         index_tail: u64::from(status.index.tail),
         overlay_deltas: status.overlay_deltas as u64,
+        bytes: estimated_bytes(partition, &status),
         // Known to consensus only: the caller fills them in.
         leader: 0,
         epoch: 0,
         stopped: String::new(),
+        catching_up: Vec::new(),
     }
+}
+
+/// Bytes of a memory's record beside its vector, and of an edge in both directions, as estimated
+/// for planning.
+const MEMORY_BYTES: u64 = 384;
+const EDGE_BYTES: u64 = 256;
+
+fn estimated_bytes(partition: &Partition, status: &PartitionStatus) -> u64 {
+    let vector = u64::from(partition.config().dimension) * 4;
+    status.memories * (vector + MEMORY_BYTES) + status.edges * EDGE_BYTES
 }
 
 fn mark(partition: &Partition, query: peer::MarkQuery) -> Result<peer::MarkAnswer, Refusal> {

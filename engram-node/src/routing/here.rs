@@ -193,6 +193,7 @@ impl Here {
             status.leader = leadership.leader.map_or(0, |node| node.0);
             status.epoch = leadership.epoch;
             status.stopped = self.inner.groups.why_stopped(group).unwrap_or_default();
+            status.catching_up = self.inner.groups.catching_up(group);
         }
         Ok(served)
     }

@@ -16,6 +16,8 @@ mod failure;
 mod input;
 mod memories;
 mod overlay;
+mod placement;
+mod probe;
 mod reads;
 mod recall;
 mod server;
@@ -36,6 +38,7 @@ use tokio::sync::Semaphore;
 use crate::consensus::Consensus;
 use crate::control::plane::ControlPlane;
 use crate::membership::Membership;
+use crate::placement::mover::Overlays;
 use crate::replica::Replicas;
 use crate::routing::{Dialer, Groups, Here, Links, Router};
 use crate::seams::Seams;
@@ -128,6 +131,15 @@ impl Services {
 
     fn router(&self) -> &Router {
         &self.inner.router
+    }
+
+    /// What placement brings to other replicas.
+    #[must_use]
+    pub fn overlays(&self) -> Arc<dyn Overlays> {
+        Arc::new(overlay::Handover {
+            router: self.inner.router.clone(),
+            links: Arc::clone(&self.inner.links),
+        })
     }
 
     /// Starts what runs beside the calls: the exchange and adoption of overlay deltas.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use engram_core::command::{OverlayDelta, PartitionCommand};
 use engram_core::partition::{LocalError, Partition};
 use engram_core::types::{GroupId, NodeId, OverlayContext, PartitionId};
@@ -17,6 +18,7 @@ use engram_proto::peer::overlay_server::Overlay;
 use futures::{StreamExt as _, stream};
 use tonic::{Request, Response, Status};
 
+use crate::placement::mover::Overlays;
 use crate::routing::{Links, MESSAGE_BYTES_MAX, Router};
 
 /// Pause between two rounds.
@@ -27,6 +29,8 @@ const QUIET_ROUNDS: u64 = 8;
 const EXCHANGE_BYTES_MAX: usize = 1 << 20;
 /// Messages to one replica in one round.
 const EXCHANGES_PER_ROUND_MAX: u32 = 16;
+/// Messages of one handover; the next attempt sends more.
+const PUSHES_MAX: u32 = 256;
 /// Deltas that one command brings into the log.
 const ADOPTED_PER_COMMAND_MAX: usize = 1_024;
 /// How long one exchange, or one adoption, may take.
@@ -66,7 +70,7 @@ impl Rounds {
             });
         let mut work = Vec::new();
         for (group, partition) in due {
-            let nodes = map.replicas(group).iter().copied();
+            let nodes = map.hosts(group).into_iter();
             let others: Vec<NodeId> = nodes.filter(|node| *node != self.router.local()).collect();
             work.push((group, partition, others));
         }
@@ -157,6 +161,68 @@ impl Rounds {
             // They stay in the overlay, and the next round tries again.
             tracing::debug!(partition = %partition.id(), %reason, "overlay deltas not adopted");
         }
+    }
+}
+
+/// Overlay deltas on the way out: what placement brings to another replica.
+pub struct Handover {
+    pub router: Router,
+    pub links: Arc<dyn Links>,
+}
+
+impl Handover {
+    fn partitions(&self, group: GroupId) -> Vec<Arc<Partition>> {
+        let all = self.router.here().partitions().into_iter();
+        all.filter(|(of, _)| *of == group)
+            .map(|(_, partition)| partition)
+            .collect()
+    }
+
+    /// Sends what the other replica lacks until it lacks nothing. What it sends is left alone: a
+    /// retired partition takes nothing in.
+    async fn push_one(&self, partition: &Arc<Partition>, to: NodeId) -> Result<(), String> {
+        let channel = self.links.channel(to).ok_or("its address is not known")?;
+        let mut client = OverlayClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut deltas: Vec<OverlayDelta> = Vec::new();
+        for _ in 0..PUSHES_MAX {
+            let call = client.exchange(message(partition, &deltas));
+            let seams = self.router.seams();
+            let answer = seams.timeout(EXCHANGE_WAIT, Box::pin(call)).await;
+            let answer = answer.map_err(|error| error.to_string())?;
+            let answer = answer
+                .map_err(|status| status.message().to_owned())?
+                .into_inner();
+            if answer.no_replica {
+                return Err("it has no replica yet".into());
+            }
+            let (seen, _) = parts(answer).map_err(|error| error.to_string())?;
+            deltas = partition.overlay_missing_from(&seen, EXCHANGE_BYTES_MAX);
+            if deltas.is_empty() {
+                return Ok(());
+            }
+        }
+        Err("it still lacks some".into())
+    }
+}
+
+#[async_trait]
+impl Overlays for Handover {
+    async fn push(&self, group: GroupId, to: NodeId) -> Result<(), String> {
+        for partition in self.partitions(group) {
+            let id = partition.id();
+            let pushed = self.push_one(&partition, to).await;
+            pushed.map_err(|reason| format!("partition {id}: {reason}"))?;
+        }
+        Ok(())
+    }
+
+    async fn retire(&self, group: GroupId) {
+        let partitions = self.partitions(group);
+        // It waits for changes that are being written.
+        let retire = move || partitions.iter().for_each(|partition| partition.retire());
+        self.router.seams().blocking(retire).await;
     }
 }
 
@@ -316,6 +382,30 @@ mod tests {
         // Doubled messages change nothing.
         round(&one_replica, &two, &missing).await;
         assert_eq!(two_replica.status().overlay_deltas, 4);
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_goes_takes_no_more_changes_and_keeps_what_it_holds_to_hand_over() {
+        let (one, replica) = node(1);
+        strengthen(&one, 1, "b").await;
+        let handover = Handover {
+            router: one.clone(),
+            links: Arc::new(NoLinks),
+        };
+        handover.retire(PLACE.group).await;
+        let write = write_of(
+            Requester {
+                client: ClientId([1; 16]),
+                counter: 2,
+                retried: false,
+            },
+            vec![],
+        );
+        let nothing = one.here().accept_local(PLACE.id, &write).await;
+        assert!(nothing.is_ok(), "no change is no harm");
+        assert_eq!(replica.adoptable(10).len(), 1);
+        let refused = handover.push(PLACE.group, NodeId(9)).await;
+        assert!(refused.is_err(), "nobody confirmed it");
     }
 
     #[tokio::test]

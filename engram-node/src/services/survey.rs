@@ -46,7 +46,12 @@ impl Services {
         partitions
     }
 
-    async fn ask_status(&self, node: NodeId, place: PartitionRecord, wait: Duration) -> Survey {
+    pub(super) async fn ask_status(
+        &self,
+        node: NodeId,
+        place: PartitionRecord,
+        wait: Duration,
+    ) -> Survey {
         let query = ReadQuery {
             query: Some(Query::Status(StatusQuery {})),
         };
@@ -64,12 +69,22 @@ impl Services {
 }
 
 /// What a node says of its replica of a partition.
-enum Survey {
+pub(super) enum Survey {
     /// At this sequence.
     Status(u64, StatusAnswer),
     /// Why it has none that serves.
     OutOfService(String),
     Silent,
+}
+
+impl Survey {
+    /// What a replica that serves says, and its sequence.
+    pub(super) fn status(self) -> Option<(u64, StatusAnswer)> {
+        match self {
+            Self::Status(sequence, status) => Some((sequence, status)),
+            Self::OutOfService(_) | Self::Silent => None,
+        }
+    }
 }
 
 fn blank(space: &SpaceRecord, place: PartitionRecord) -> v1::Partition {
@@ -114,6 +129,7 @@ fn add(partition: &mut v1::Partition, node: NodeId, answer: Survey) {
         edges: status.edges,
         index_tail: status.index_tail,
         overlay_deltas: status.overlay_deltas,
+        bytes: status.bytes,
         stopped: status.stopped,
         ..blank
     });
