@@ -40,8 +40,7 @@ impl Services {
         if !map.nodes.contains_key(&node) {
             return Err(ControlRefusal::UnknownNode { node }.into());
         }
-        let healths = self.healths(&map);
-        let sizes = self.sizes(&map, deadline).await;
+        let (sizes, healths) = self.look_around(&map, deadline).await;
         let plan = plan_of_state(&map, &healths, &sizes, node, state);
         let led = |group: &&GroupRecord| self.router().believed_leader(group.id) == Some(node);
         let led: Vec<GroupId> = match state {
@@ -72,8 +71,8 @@ impl Services {
         deadline: Deadline,
     ) -> Result<v1::RebalanceResponse, Failure> {
         let map = self.router().map();
-        let sizes = self.sizes(&map, deadline).await;
-        let plan = rebalance(&map, &self.healths(&map), &sizes);
+        let (sizes, healths) = self.look_around(&map, deadline).await;
+        let plan = rebalance(&map, &healths, &sizes);
         let mut answer = v1::RebalanceResponse {
             moves: api_moves(&map, &sizes, &plan.moves),
             transfers: api_transfers(&map, &plan.transfers),
@@ -106,7 +105,7 @@ impl Services {
         let map = self.router().map();
         let group = group_of(&map, request.partition)?;
         let (from, to) = (NodeId(request.from), NodeId(request.to));
-        let healths = self.healths(&map);
+        let (sizes, healths) = self.look_around(&map, deadline).await;
         check_move(&map, &healths, group, from, to)?;
         let swap = |node: &NodeId| if *node == from { to } else { *node };
         let planned = PlannedMove {
@@ -115,7 +114,6 @@ impl Services {
             goal: group.replicas.iter().map(swap).collect(),
             cause: MoveCause::Operator,
         };
-        let sizes = self.sizes(&map, deadline).await;
         let shown = api_move(&map, &sizes, &planned);
         let mut id = 0;
         if !request.dry_run {
@@ -175,8 +173,8 @@ impl Services {
         if let Some(space) = wanted.spaces.get_mut(&space.config.space) {
             space.replicas = replicas;
         }
-        let sizes = self.sizes(&map, deadline).await;
-        let plan = required(&wanted, &self.healths(&map), &sizes);
+        let (sizes, healths) = self.look_around(&map, deadline).await;
+        let plan = required(&wanted, &healths, &sizes);
         let ours = |group: GroupId| space.partitions.iter().any(|it| it.group == group);
         let blocked: Vec<Blocked> = plan
             .blocked
@@ -205,7 +203,7 @@ impl Services {
     ) -> Result<v1::ListMovesResponse, Failure> {
         let map = self.router().map();
         let active = active_moves(&map);
-        let sizes = self.sizes(&map, deadline).await;
+        let (sizes, _) = self.look_around(&map, deadline).await;
         let changing = map.groups.values().filter(|group| group.change.is_some());
         let moves = changing.map(|group| {
             let queued = !active.contains(&group.id);
@@ -335,16 +333,29 @@ impl Services {
         snapshot(map, &self.inner.membership.view())
     }
 
-    /// Estimated bytes of each group, as far as its replicas answer.
-    async fn sizes(&self, map: &ClusterMap, deadline: Deadline) -> Sizes {
+    /// Estimated bytes of each group, and the health of nodes, by asking all replicas. Membership
+    /// notices a death after seconds only, and on each node at its own time: a node whose replicas
+    /// do not answer now counts as dead.
+    async fn look_around(&self, map: &ClusterMap, deadline: Deadline) -> (Sizes, Healths) {
         let places: Vec<_> = map.partitions().collect();
         let partitions = self.survey(&places, deadline).await;
         let mut sizes: BTreeMap<GroupId, u64> = BTreeMap::new();
-        for partition in partitions {
+        for partition in &partitions {
             let size = partition.replicas.iter().map(|replica| replica.bytes).max();
             *sizes.entry(GroupId(partition.group)).or_default() += size.unwrap_or(0);
         }
-        sizes
+        let asked = partitions.iter().flat_map(|partition| &partition.replicas);
+        let (answered, silent): (Vec<_>, Vec<_>) = asked.partition(|replica| replica.reachable);
+        let mut healths = self.healths(map);
+        for replica in silent {
+            let elsewhere = answered.iter().any(|other| other.node == replica.node);
+            if let Some(health) = healths.get_mut(&NodeId(replica.node))
+                && !elsewhere
+            {
+                *health = (*health).max(Health::Dead);
+            }
+        }
+        (sizes, healths)
     }
 }
 
