@@ -225,12 +225,8 @@ fn push(
             });
         }
         let row = row.get_or_insert_with(|| Row::new(&vector.components));
-        graph.push(
-            id,
-            row.clone(),
-            graph.level_of(vector.owner),
-            vector.sequence,
-        );
+        let level = graph.level_of(vector.owner);
+        graph.push(id, row, level, vector.sequence);
     }
     Ok(())
 }
