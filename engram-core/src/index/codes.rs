@@ -296,3 +296,100 @@ impl Codes {
         self.rows.bytes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::IndexParameters;
+
+    /// Numbers in [-1, 1) that any language can make again: a 32-bit xorshift.
+    fn numbers(count: usize) -> Vec<f32> {
+        let mut state = 0x9E37_79B9_u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn codes(dimension: usize, metric: Metric) -> Codes {
+        let shape = IndexShape::new(IndexParameters::new(1), dimension as u32, metric);
+        Codes::new(shape, 0)
+    }
+
+    fn encoded(row: &[f32], metric: Metric) -> (Vec<i8>, Terms) {
+        let mut buffer = CodeBuffer::default();
+        let terms = codes(row.len(), metric).encode(&Row::new(row), &mut buffer);
+        (buffer.codes.to_vec(), terms)
+    }
+
+    #[test]
+    fn the_codes_are_frozen() {
+        for (dimension, first, sum, squares) in GOLDEN {
+            let (codes, _) = encoded(&numbers(dimension), Metric::Cosine);
+            assert_eq!(codes[..8], first, "{dimension}");
+            assert!(codes[dimension..].iter().all(|code| *code == 0));
+            let codes = codes.iter().map(|code| i32::from(*code));
+            assert_eq!(codes.clone().sum::<i32>(), sum);
+            assert_eq!(codes.map(|code| code * code).sum::<i32>(), squares);
+        }
+    }
+
+    /// A rotation keeps lengths and angles, of any dimension.
+    #[test]
+    fn turning_keeps_products() {
+        for dimension in [1, 2, 3, 16, 63, 100, 384, 768] {
+            let rotation = Rotation::new(dimension);
+            let (mut a, mut b) = (numbers(dimension), numbers(dimension));
+            b.reverse();
+            let dot = |a: &[f32], b: &[f32]| -> f64 {
+                a.iter()
+                    .zip(b)
+                    .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                    .sum()
+            };
+            let before = (dot(&a, &a), dot(&a, &b));
+            rotation.turn(&mut a);
+            rotation.turn(&mut b);
+            let scale = before.0 * 1e-5;
+            assert!((dot(&a, &a) - before.0).abs() < scale, "{dimension}");
+            assert!((dot(&a, &b) - before.1).abs() < scale, "{dimension}");
+        }
+    }
+
+    /// One component holds it all: it is spread, not cut off.
+    #[test]
+    fn a_spike_fits() {
+        let mut spike = vec![0.0; 384];
+        spike[17] = 5.0;
+        let (codes, terms) = encoded(&spike, Metric::L2);
+        assert!(codes.iter().all(|code| code.abs() < 127));
+        assert!((terms.square - 25.0).abs() < 0.2, "{}", terms.square);
+    }
+
+    #[test]
+    fn stored_codes_are_read_back() {
+        for metric in [Metric::Cosine, Metric::Dot, Metric::L2] {
+            let codes = codes(100, metric);
+            let row: Vec<f32> = numbers(100).iter().map(|lane| lane * 3.0).collect();
+            codes.push(&Row::new(&row));
+            let (mut stored, mut asked) = (CodeBuffer::default(), CodeBuffer::default());
+            let stored = codes.probe(0, &mut stored);
+            let asked = codes.query(&Row::new(&row), &mut asked);
+            assert_eq!(codes.score(stored, 0), codes.score(asked, 0));
+            if metric == Metric::L2 {
+                assert_eq!(codes.score(asked, 0), Distance(0.0));
+            }
+        }
+    }
+
+    /// Dimension; of the codes of `numbers` the first, their sum and that of their squares;
+    /// computed apart from this code.
+    const GOLDEN: [(usize, [i8; 8], i32, i32); 3] = [
+        (3, [18, -35, -38, 0, 0, 0, 0, 0], -55, 2_993),
+        (100, [-3, 7, 52, 63, -39, -78, 21, -32], -41, 100_643),
+        (384, [-23, -50, 26, 19, 40, 7, -23, -5], 115, 386_951),
+    ];
+}
