@@ -45,6 +45,8 @@ pub(super) struct Scratch {
     pub(super) through: BinaryHeap<Reverse<Scored>>,
     pub(super) batch: Vec<u32>,
     pub(super) measured: Measured,
+    /// Empty: room for an answer.
+    pub(super) nearest: BinaryHeap<Scored>,
     /// What a probe borrows from.
     pub(super) codes: CodeBuffer,
 }
@@ -65,6 +67,7 @@ impl Scratch {
             through: BinaryHeap::new(),
             batch: Vec::new(),
             measured: Measured::new(),
+            nearest: BinaryHeap::new(),
             codes: CodeBuffer::new(),
         }
     }

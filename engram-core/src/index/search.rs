@@ -61,7 +61,7 @@ pub(super) fn search(graph: &Graph, ask: Ask<'_>) -> Vec<Hit> {
             true => ask.limit * RESCORED_PER_RESULT,
             false => ask.limit,
         };
-        let mut nearest = Nearest::new(graph, probe, keep);
+        let mut nearest = Nearest::new(graph, probe, keep, scratch);
         let results = scratch.pool.results();
         // The others are in the tail.
         let found = results.filter(|found| found.slot() < linked).take(keep);
@@ -91,8 +91,8 @@ fn scan_all(
     scratch: &mut Scratch,
 ) -> Vec<Hit> {
     let mut nearest = match graph.vectors.full_query(row) {
-        Some(full) => Nearest::new(graph, full, ask.limit),
-        None => Nearest::new(graph, probe, ask.limit * RESCORED_OF_SCAN),
+        Some(full) => Nearest::new(graph, full, ask.limit, scratch),
+        None => Nearest::new(graph, probe, ask.limit * RESCORED_OF_SCAN, scratch),
     };
     nearest.scan(0, ask, scratch);
     nearest.finish(ask, row, scratch)
@@ -134,12 +134,12 @@ struct Nearest<'a> {
 }
 
 impl<'a> Nearest<'a> {
-    fn new(graph: &'a Graph, probe: Probe<'a>, keep: usize) -> Self {
+    fn new(graph: &'a Graph, probe: Probe<'a>, keep: usize, scratch: &mut Scratch) -> Self {
         Self {
             graph,
             probe,
             keep,
-            found: BinaryHeap::new(),
+            found: std::mem::take(&mut scratch.nearest),
         }
     }
 
@@ -186,7 +186,10 @@ impl<'a> Nearest<'a> {
             id: graph.id(found.slot()),
             distance: found.distance().0,
         };
-        found.iter().take(ask.limit).map(hit).collect()
+        let hits = found.iter().take(ask.limit).map(hit).collect();
+        found.clear();
+        scratch.nearest = BinaryHeap::from(found);
+        hits
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use engram_core::index::Crew;
+use parking_lot::Mutex;
 
 /// So many windows must wait for linking to take the last core, too.
 const CATCH_UP_WINDOWS: u64 = 32;
@@ -14,7 +15,7 @@ const CATCH_UP_WINDOWS: u64 = 32;
 /// The cores of this machine, as far as jobs use them.
 pub struct Hands {
     cores: usize,
-    taken: AtomicUsize,
+    taken: Mutex<usize>,
 }
 
 /// Hands lent to one job; they go back when it is dropped.
@@ -28,7 +29,7 @@ impl Hands {
     pub fn new(cores: usize) -> Self {
         Self {
             cores,
-            taken: AtomicUsize::new(0),
+            taken: Mutex::new(0),
         }
     }
 
@@ -45,21 +46,16 @@ impl Hands {
         } else {
             self.steady()
         };
-        let mut count = 1;
-        let lend = |taken: usize| {
-            count = allowed.saturating_sub(taken).max(1);
-            Some(taken + count)
-        };
-        let _ = self
-            .taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, lend);
+        let mut taken = self.taken.lock();
+        let count = allowed.saturating_sub(*taken).max(1);
+        *taken += count;
         Lent { hands: self, count }
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        self.hands.taken.fetch_sub(self.count, Ordering::AcqRel);
+        *self.hands.taken.lock() -= self.count;
     }
 }
 
@@ -98,7 +94,7 @@ mod tests {
         drop((first, second));
         assert_eq!(hands.lend(CATCH_UP_WINDOWS).count, 4);
         assert_eq!(Hands::new(1).lend(1).count, 1);
-        assert_eq!(hands.taken.load(Ordering::Acquire), 0);
+        assert_eq!(*hands.taken.lock(), 0);
     }
 
     #[test]
