@@ -2,67 +2,16 @@
 //!
 //! The caller judges each slot that is near enough. Only kept ones become results, and they alone
 //! bound the walk, so dead or filtered slots, which are walked through, never push a result out.
+//!
+//! What a walk costs is waiting for memory: the lists of slots that may be expanded and the vectors
+//! of those to be scored are asked for before they are needed.
 
-use std::cell::Cell;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
-use super::graph::Graph;
+use super::graph::{Graph, each_link};
 use super::order::Scored;
-
-/// What a walk needs besides the graph; kept per thread, because it grows with the graph.
-#[derive(Default)]
-pub(super) struct Scratch {
-    /// Epoch in which a slot was last seen.
-    seen: Vec<u32>,
-    epoch: u32,
-    frontier: BinaryHeap<Reverse<Scored>>,
-    best: BinaryHeap<Scored>,
-    batch: Vec<u32>,
-}
-
-thread_local! {
-    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
-}
-
-/// Lends this thread's scratch; a caller within a caller gets a new one.
-pub(super) fn with_scratch<R>(run: impl FnOnce(&mut Scratch) -> R) -> R {
-    let mut scratch = SCRATCH.take().unwrap_or_default();
-    let result = run(&mut scratch);
-    SCRATCH.set(Some(scratch));
-    result
-}
-
-impl Scratch {
-    fn begin(&mut self, slots: u32) {
-        if self.seen.len() < slots as usize {
-            self.seen.resize(slots as usize, 0);
-        }
-        self.epoch = self.epoch.wrapping_add(1);
-        if self.epoch == 0 {
-            self.seen.fill(0);
-            self.epoch = 1;
-        }
-        self.frontier.clear();
-        self.best.clear();
-    }
-
-    /// Whether this walk sees the slot for the first time.
-    #[inline]
-    fn enter(&mut self, slot: u32) -> bool {
-        let place = slot as usize;
-        if place >= self.seen.len() {
-            // Published after the walk began; a concurrent commit has linked it.
-            self.seen.resize(place + 1, 0);
-        }
-        std::mem::replace(&mut self.seen[place], self.epoch) != self.epoch
-    }
-
-    /// The results of the last walk, nearest first.
-    pub(super) fn results(&mut self) -> Vec<Scored> {
-        std::mem::take(&mut self.best).into_sorted_vec()
-    }
-}
+use super::scratch::Scratch;
+use super::vectors::Probe;
 
 /// How a walk ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,62 +43,59 @@ pub(super) struct Bounds {
 }
 
 /// From `entry` down to `level`, to the slot that has no nearer neighbour there.
-pub(super) fn descend(graph: &Graph, row: &[f32], entry: u32, level: u8) -> Scored {
-    let mut nearest = graph.score(row, entry);
+pub(super) fn descend(
+    graph: &Graph,
+    probe: Probe<'_>,
+    entry: u32,
+    level: u8,
+    scratch: &mut Scratch,
+) -> Scored {
+    let mut nearest = graph.vectors.score(probe, entry);
     let mut at = graph.level(entry);
     while at > level {
-        let mut best = nearest;
-        for slot in graph.neighbours(nearest.slot(), at) {
-            best = best.min(graph.score(row, slot));
+        scratch.batch.clear();
+        each_link(graph.list(nearest.slot(), at), |slot| {
+            scratch.batch.push(slot);
+        });
+        let best = scratch.score_batch(graph, probe).min();
+        match best.filter(|best| *best < nearest) {
+            Some(best) => nearest = best,
+            None => at -= 1,
         }
-        if best == nearest {
-            at -= 1;
-        }
-        nearest = best;
     }
     nearest
 }
 
-/// Walks one level from `entries`; the results are in `scratch`.
+/// Walks one level from `entries`; the results are in the pool of `scratch`.
 pub(super) fn walk(
     graph: &Graph,
-    row: &[f32],
+    probe: Probe<'_>,
     entries: &[Scored],
     bounds: Bounds,
     scratch: &mut Scratch,
-    judge: &mut dyn FnMut(u32) -> Fate,
+    mut judge: impl FnMut(u32) -> Fate,
 ) -> Walked {
-    scratch.begin(graph.published());
+    scratch.visited.begin(graph.published());
+    scratch.pool.begin(bounds.effort);
+    scratch.through.clear();
     for entry in entries {
-        if scratch.enter(entry.slot()) {
-            scratch.offer(*entry, bounds.effort, judge);
+        if scratch.visited.enter(entry.slot()) {
+            scratch.offer(*entry, &mut judge);
         }
     }
     let mut scored = 0;
-    while let Some(Reverse(nearest)) = scratch.frontier.pop() {
-        if scratch.is_beyond(nearest, bounds.effort) {
-            return Walked::Whole;
-        }
-        let mut batch = std::mem::take(&mut scratch.batch);
-        batch.extend(
-            graph
-                .neighbours(nearest.slot(), bounds.level)
-                .filter(|slot| {
-                    let new = scratch.enter(*slot);
-                    if new {
-                        graph.row(*slot).prefetch();
-                    }
-                    new
-                }),
-        );
-        scored += batch.len();
-        for slot in batch.drain(..) {
-            let found = graph.score(row, slot);
-            if !scratch.is_beyond(found, bounds.effort) {
-                scratch.offer(found, bounds.effort, judge);
+    while let Some(nearest) = scratch.next() {
+        scratch.gather_unseen(graph, nearest.slot(), bounds.level);
+        scored += scratch.batch.len();
+        graph
+            .vectors
+            .measure(probe, &scratch.batch, &mut scratch.measured);
+        for place in 0..scratch.batch.len() {
+            let found = Scored::new(scratch.measured.distances[place], scratch.batch[place]);
+            if scratch.pool.admits(found) && scratch.offer(found, &mut judge) && bounds.level == 0 {
+                graph.prefetch_list(found.slot());
             }
         }
-        scratch.batch = batch;
         if scored > bounds.budget {
             return Walked::OverBudget;
         }
@@ -158,22 +104,66 @@ pub(super) fn walk(
 }
 
 impl Scratch {
+    /// Takes in a slot, if it is wanted.
     #[inline]
-    fn is_beyond(&self, found: Scored, effort: usize) -> bool {
-        self.best.len() >= effort && self.best.peek().is_some_and(|worst| found > *worst)
+    fn offer(&mut self, found: Scored, judge: &mut impl FnMut(u32) -> Fate) -> bool {
+        match judge(found.slot()) {
+            Fate::Keep => self.pool.insert(found),
+            Fate::Through => self.through.push(Reverse(found)),
+            Fate::Skip => return false,
+        }
+        true
     }
 
+    /// The nearest slot whose neighbours were not looked at, unless all that are left are farther
+    /// than all results and there are enough of those.
     #[inline]
-    fn offer(&mut self, found: Scored, effort: usize, judge: &mut dyn FnMut(u32) -> Fate) {
-        let fate = judge(found.slot());
-        if fate != Fate::Skip {
-            self.frontier.push(Reverse(found));
-        }
-        if fate == Fate::Keep {
-            self.best.push(found);
-            if self.best.len() > effort {
-                self.best.pop();
+    fn next(&mut self) -> Option<Scored> {
+        let through = self.through.peek().map(|Reverse(found)| *found);
+        match (self.pool.peek(), through) {
+            (Some(found), None) => {
+                self.pool.expand();
+                Some(found)
             }
+            (Some(found), Some(through)) if found < through => {
+                self.pool.expand();
+                Some(found)
+            }
+            (_, Some(through)) if self.pool.admits(through) => {
+                self.through.pop();
+                Some(through)
+            }
+            (_, _) => None,
         }
+    }
+
+    /// Puts the neighbours of a slot that this walk has not seen into the batch. Without a branch:
+    /// whether a slot was seen cannot be predicted.
+    #[inline]
+    fn gather_unseen(&mut self, graph: &Graph, slot: u32, level: u8) {
+        let max = graph.links_max(level);
+        self.batch.resize(max + 1, 0);
+        let mut count = 0;
+        let (batch, visited) = (&mut self.batch, &mut self.visited);
+        each_link(graph.list(slot, level), |slot| {
+            batch[count.min(max)] = slot;
+            count += usize::from(visited.enter(slot));
+        });
+        self.batch.truncate(count);
+    }
+
+    /// The batch with its distances.
+    fn score_batch(
+        &mut self,
+        graph: &Graph,
+        probe: Probe<'_>,
+    ) -> impl Iterator<Item = Scored> + use<'_> {
+        graph
+            .vectors
+            .measure(probe, &self.batch, &mut self.measured);
+        let distances = self.measured.distances.iter();
+        distances
+            .zip(&self.batch)
+            .map(|(distance, slot)| Scored::new(*distance, *slot))
     }
 }

@@ -1,4 +1,4 @@
-//! One generation in memory: rows, deaths, windows and links, all of it in flat growing arrays.
+//! One generation in memory: vectors, deaths, windows and links, all of it in flat growing arrays.
 //!
 //! The applier alone pushes and kills; commits alone write links; anyone reads at any time. A slot
 //! is published after everything about it was written; a link is stored after the slot it names
@@ -6,27 +6,59 @@
 
 use std::cmp::Reverse;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::chunked::Chunked;
 use super::level::level;
-use super::order::Scored;
+use super::vectors::Vectors;
 use super::{
     GENERATION_DEAD_PERCENT, GENERATION_SLOTS_MIN, Generation, IndexShape, SLOTS_MAX,
     TopologyDigest, VectorId, WINDOW_DIVISOR, WINDOW_SLOTS_MAX,
 };
-use crate::kernel::Row;
+use crate::kernel::prefetch;
 use crate::types::{MemoryHash, Sequence};
 
-/// No slot: the entry point of a graph without links.
+/// No slot: the end of a list, and the entry point of a graph without links.
 const NONE: u32 = u32::MAX;
 /// Death of what lives. No command has sequence 0, so no vector dies at it.
 const ALIVE: u64 = 0;
 
-/// Beside a slot's level: it is a twin.
+/// Beside a slot's level: it is a twin; it is dead.
 const TWIN: u8 = 1 << 7;
+const DEAD: u8 = 1 << 6;
+const LEVEL: u8 = DEAD - 1;
+
+const _: () = assert!(super::level::LEVEL_MAX <= LEVEL);
+
+/// Links in a cache line.
+const LINE_LINKS: usize = 16;
+
+/// A cache line of links. Lists are whole lines; what a list does not use holds `NONE`.
+#[repr(C, align(64))]
+pub(super) struct Line([AtomicU32; LINE_LINKS]);
+
+impl Default for Line {
+    fn default() -> Self {
+        Self([const { AtomicU32::new(NONE) }; LINE_LINKS])
+    }
+}
+
+/// The slots in a list, in its order. While a commit rewrites the list, some of before and some of
+/// after.
+#[inline]
+pub(super) fn each_link(list: &[Line], mut visit: impl FnMut(u32)) {
+    for line in list {
+        for link in &line.0 {
+            let slot = link.load(Ordering::Acquire);
+            if slot == NONE {
+                return;
+            }
+            visit(slot);
+        }
+    }
+}
 
 /// A run of slots that is linked together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,15 +87,19 @@ pub(super) struct Progress {
 pub(super) struct Graph {
     pub(super) generation: Generation,
     pub(super) shape: IndexShape,
-    rows: Chunked<OnceLock<Row>>,
-    ids: Chunked<AtomicU64>,
+    pub(super) vectors: Arc<Vectors>,
+    /// Of the slots of the base; those of later ones follow from their slots.
+    base_ids: Chunked<AtomicU64>,
     deaths: Chunked<AtomicU64>,
-    levels: Chunked<AtomicU8>,
+    /// Level, and whether it is a twin or dead: what a walk asks of a slot, in one byte.
+    flags: Chunked<AtomicU8>,
+    /// Children that are no twins; see `link`.
+    children: Chunked<AtomicU8>,
     /// First group of a slot in `upper`: its list on level 1; the others follow.
     upper_groups: Chunked<AtomicU32>,
-    /// Lists of level 0 and of the levels above: a count, then neighbours.
-    ground: Chunked<AtomicU32>,
-    upper: Chunked<AtomicU32>,
+    /// Lists of level 0 and of the levels above.
+    ground: Chunked<Line>,
+    upper: Chunked<Line>,
     published: AtomicU32,
     dead: AtomicU32,
     /// Slots whose window was linked.
@@ -72,35 +108,104 @@ pub(super) struct Graph {
     /// The applier's: sealed windows, and the next free group of `upper`.
     windows: Mutex<Vec<Window>>,
     upper_next: AtomicU32,
+    /// Where the vectors of the base come from, until all of them are here.
+    source: Mutex<Option<Arc<Graph>>>,
     pub(super) progress: Mutex<Progress>,
 }
 
 impl Graph {
     pub(super) fn new(generation: Generation, shape: IndexShape) -> Self {
+        let base = u32::try_from(generation.base_len()).unwrap_or(u32::MAX);
+        assert!(
+            base < SLOTS_MAX,
+            "a base of {} vectors",
+            generation.base_len()
+        );
+        let vectors = Arc::new(Vectors::new(shape, base));
+        Self::with_vectors(generation, shape, vectors)
+    }
+
+    fn with_vectors(generation: Generation, shape: IndexShape, vectors: Arc<Vectors>) -> Self {
         let m = shape.parameters.m as usize;
         Self {
+            vectors,
             generation,
             shape,
-            rows: Chunked::new(1),
-            ids: Chunked::new(1),
+            base_ids: Chunked::new(1),
             deaths: Chunked::new(1),
-            levels: Chunked::new(1),
+            flags: Chunked::new(1),
+            children: Chunked::new(1),
             upper_groups: Chunked::new(1),
-            ground: Chunked::new(1 + 2 * m),
-            upper: Chunked::new(1 + m),
+            ground: Chunked::new((2 * m).div_ceil(LINE_LINKS)),
+            upper: Chunked::new(m.div_ceil(LINE_LINKS)),
             published: AtomicU32::new(0),
             dead: AtomicU32::new(0),
             linked: AtomicU32::new(0),
             entry: AtomicU32::new(NONE),
             windows: Mutex::default(),
             upper_next: AtomicU32::new(0),
+            source: Mutex::default(),
             progress: Mutex::default(),
+        }
+    }
+
+    /// A generation whose base lives in an older one. Its vectors are copied window by window, by
+    /// the jobs that link them.
+    ///
+    /// # Panics
+    /// When the base is not what lives there.
+    pub(super) fn begin(generation: Generation, older: &Arc<Self>) -> Self {
+        let graph = Self::new(generation, older.shape);
+        let start = graph.generation.start;
+        for slot in 0..older.published() {
+            let id = older.id(slot);
+            if graph.generation.base.contains(id.0) {
+                graph.publish(id, older.level(slot), start);
+            }
+        }
+        let (held, base) = (graph.published(), graph.generation.base_len());
+        assert!(
+            u64::from(held) == base,
+            "the base has {base} vectors, {held} of them are here"
+        );
+        *graph.source.lock() = Some(Arc::clone(older)).filter(|_| base > 0);
+        graph
+    }
+
+    /// Brings in the vectors of the base up to slot `end`, and with the last window that lies in
+    /// the base whole, those that no window of it takes.
+    pub(super) fn fill_base(&self, end: u32) {
+        let mut source = self.source.lock();
+        let Some(older) = source.as_ref() else { return };
+        let base = self.generation.base_len() as u32;
+        let end = if window_end(end) > base { base } else { end };
+        for slot in self.vectors.base_len()..end {
+            older.copy_vector(self.id(slot), &self.vectors);
+        }
+        if self.vectors.base_len() == base {
+            *source = None;
+        }
+    }
+
+    /// Adds the vector of `id`, which has a slot here, to the base of a generation after this one.
+    fn copy_vector(&self, id: VectorId, later: &Vectors) {
+        let slot = match self.generation.slot_of(id) {
+            Some(slot) => slot as u32,
+            None => unreachable!("a base holds vector {id}, the generation before does not"),
+        };
+        let source = self.source.lock();
+        let is_missing =
+            slot >= self.vectors.base_len() && u64::from(slot) < self.generation.base_len();
+        match source.as_ref().filter(|_| is_missing) {
+            Some(older) => older.copy_vector(id, later),
+            None => later.copy_base(&self.vectors, slot),
         }
     }
 
     /// The same generation, windows and deaths, with no job done.
     pub(super) fn without_links(&self) -> Self {
-        let bare = Self::new(self.generation.clone(), self.shape);
+        let vectors = Arc::clone(&self.vectors);
+        let bare = Self::with_vectors(self.generation.clone(), self.shape, vectors);
         let windows = self.windows.lock().clone();
         let mut seals = windows.iter();
         let mut window = seals.next();
@@ -109,16 +214,13 @@ impl Graph {
                 window = seals.next();
             }
             let seal = window.map_or(Sequence(0), |window| window.seal);
-            bare.push(
-                self.id(slot),
-                self.row(slot).clone(),
-                self.level(slot),
-                seal,
-            );
+            let id = self.id(slot);
+            bare.publish(id, self.level(slot), seal);
             let death = self.deaths.at(slot).load(Ordering::Acquire);
-            bare.deaths.at(slot).store(death, Ordering::Release);
+            if death != ALIVE {
+                bare.kill(id, Sequence(death));
+            }
         }
-        bare.dead.store(self.dead(), Ordering::Release);
         bare
     }
 
@@ -131,8 +233,17 @@ impl Graph {
         )
     }
 
-    /// Adds the next slot. `sequence` is that of the vector's command.
-    pub(super) fn push(&self, id: VectorId, row: Row, level: u8, sequence: Sequence) {
+    /// Adds the next slot with its vector. `sequence` is that of the vector's command.
+    pub(super) fn push(&self, id: VectorId, row: &[f32], level: u8, sequence: Sequence) {
+        match u64::from(self.published()) < self.generation.base_len() {
+            true => self.vectors.push_base(row),
+            false => self.vectors.push(row),
+        }
+        self.publish(id, level, sequence);
+    }
+
+    /// Adds the next slot, whose vector is here or will be before it is linked.
+    fn publish(&self, id: VectorId, level: u8, sequence: Sequence) {
         let slot = self.published();
         let expected = self.generation.slot_of(id);
         assert!(
@@ -144,11 +255,12 @@ impl Graph {
             "generation {} is full",
             self.generation.number
         );
-        let fresh = self.rows.make(slot).set(row).is_ok();
-        assert!(fresh, "slot {slot} was filled twice");
-        self.ids.make(slot).store(id.0, Ordering::Relaxed);
+        if u64::from(slot) < self.generation.base_len() {
+            self.base_ids.make(slot).store(id.0, Ordering::Relaxed);
+        }
         self.deaths.make(slot).store(ALIVE, Ordering::Relaxed);
-        self.levels.make(slot).store(level, Ordering::Relaxed);
+        self.flags.make(slot).store(level, Ordering::Relaxed);
+        self.children.make(slot);
         self.ground.make_group(slot);
         let group = self
             .upper_next
@@ -190,6 +302,7 @@ impl Graph {
             .compare_exchange(ALIVE, at.0, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
         {
+            self.flags.at(slot).fetch_or(DEAD, Ordering::AcqRel);
             self.dead.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -214,43 +327,42 @@ impl Graph {
     }
 
     #[inline]
-    pub(super) fn row(&self, slot: u32) -> &Row {
-        match self.rows.at(slot).get() {
-            Some(row) => row,
-            None => unreachable!("slot {slot} was read before it was published"),
+    pub(super) fn id(&self, slot: u32) -> VectorId {
+        match u64::from(slot).checked_sub(self.generation.base_len()) {
+            Some(after) => VectorId(self.generation.first.0 + after),
+            None => VectorId(self.base_ids.at(slot).load(Ordering::Relaxed)),
         }
     }
 
     #[inline]
-    pub(super) fn id(&self, slot: u32) -> VectorId {
-        VectorId(self.ids.at(slot).load(Ordering::Relaxed))
-    }
-
-    #[inline]
     pub(super) fn level(&self, slot: u32) -> u8 {
-        self.levels.at(slot).load(Ordering::Relaxed) & !TWIN
+        self.flags.at(slot).load(Ordering::Relaxed) & LEVEL
     }
 
     /// Whether a linked slot's parent, the first of its neighbours if that came before it, is its
     /// copy. Links never choose a twin; see `link`.
     #[inline]
     pub(super) fn is_twin(&self, slot: u32) -> bool {
-        self.levels.at(slot).load(Ordering::Relaxed) & TWIN != 0
+        self.flags.at(slot).load(Ordering::Relaxed) & TWIN != 0
     }
 
-    /// Whether two slots hold the same vector.
-    pub(super) fn are_copies(&self, a: u32, b: u32) -> bool {
-        self.row(a)[..] == self.row(b)[..]
+    /// Children of a linked slot that are no twins.
+    pub(super) fn children(&self, slot: u32) -> u8 {
+        self.children.at(slot).load(Ordering::Relaxed)
     }
 
     #[inline]
     pub(super) fn is_live(&self, slot: u32) -> bool {
-        self.deaths.at(slot).load(Ordering::Acquire) == ALIVE
+        self.flags.at(slot).load(Ordering::Acquire) & DEAD == 0
     }
 
     /// Whether a slot was alive after the command at `seal`.
     #[inline]
     pub(super) fn is_live_at(&self, slot: u32, seal: Sequence) -> bool {
+        if self.is_live(slot) {
+            // A death at the seal or before was entered before the window was offered.
+            return true;
+        }
         let death = self.deaths.at(slot).load(Ordering::Acquire);
         death == ALIVE || death > seal.0
     }
@@ -264,15 +376,6 @@ impl Graph {
             .is_some_and(|window| self.is_live_at(slot, window.seal))
     }
 
-    #[inline]
-    pub(super) fn score(&self, row: &[f32], slot: u32) -> Scored {
-        let distance = self
-            .shape
-            .kernel
-            .distance(self.shape.metric, row, self.row(slot));
-        Scored::new(distance, slot)
-    }
-
     pub(super) fn entry(&self) -> Option<u32> {
         Some(self.entry.load(Ordering::Acquire)).filter(|slot| *slot != NONE)
     }
@@ -284,7 +387,7 @@ impl Graph {
     }
 
     #[inline]
-    fn list(&self, slot: u32, level: u8) -> &[AtomicU32] {
+    pub(super) fn list(&self, slot: u32, level: u8) -> &[Line] {
         if level == 0 {
             return self.ground.group(slot);
         }
@@ -296,30 +399,37 @@ impl Graph {
         self.upper.group(first + u32::from(level) - 1)
     }
 
-    /// Neighbours of a slot. While a commit rewrites the list, some of before and some of after.
+    /// Neighbours of a slot; see [`each_link`].
+    pub(super) fn neighbours(&self, slot: u32, level: u8) -> Vec<u32> {
+        let mut neighbours = Vec::with_capacity(self.links_max(level));
+        each_link(self.list(slot, level), |slot| neighbours.push(slot));
+        neighbours
+    }
+
+    /// The first neighbour of a slot on level 0.
+    pub(super) fn first_neighbour(&self, slot: u32) -> Option<u32> {
+        let first = self.ground.group(slot)[0].0[0].load(Ordering::Acquire);
+        Some(first).filter(|slot| *slot != NONE)
+    }
+
+    /// Starts to load a slot's list on level 0.
     #[inline]
-    pub(super) fn neighbours(&self, slot: u32, level: u8) -> impl Iterator<Item = u32> {
-        let (count, links) = match self.list(slot, level) {
-            [count, links @ ..] => (count.load(Ordering::Acquire) as usize, links),
-            [] => (0, [].as_slice()),
-        };
-        links
-            .iter()
-            .take(count)
-            .map(|link| link.load(Ordering::Acquire))
+    pub(super) fn prefetch_list(&self, slot: u32) {
+        self.ground.group(slot).iter().for_each(prefetch);
     }
 
     fn store_list(&self, slot: u32, level: u8, neighbours: &[u32]) {
         let list = self.list(slot, level);
         assert!(
-            neighbours.len() < list.len(),
+            neighbours.len() <= self.links_max(level),
             "{} links of slot {slot}",
             neighbours.len()
         );
-        for (link, neighbour) in list[1..].iter().zip(neighbours) {
-            link.store(*neighbour, Ordering::Release);
+        let links = list.iter().flat_map(|line| &line.0);
+        let ended = neighbours.iter().copied().chain(std::iter::repeat(NONE));
+        for (link, neighbour) in links.zip(ended) {
+            link.store(neighbour, Ordering::Release);
         }
-        list[0].store(neighbours.len() as u32, Ordering::Release);
     }
 
     pub(super) fn jobs_sealed(&self) -> usize {
@@ -349,14 +459,21 @@ impl Graph {
         let before = self.linked();
         for (slot, level, neighbours) in lists {
             let parent = neighbours.first().filter(|first| **first < slot);
-            let is_new = slot >= before && level == 0;
-            if is_new && parent.is_some_and(|parent| self.are_copies(slot, *parent)) {
-                self.levels.at(slot).fetch_or(TWIN, Ordering::Relaxed);
+            if let Some(parent) = parent.filter(|_| slot >= before && level == 0) {
+                self.note_parent(slot, *parent);
             }
             self.store_list(slot, level, neighbours);
         }
         self.entry.store(entry.unwrap_or(NONE), Ordering::Release);
         self.linked.store(linked, Ordering::Release);
+    }
+
+    fn note_parent(&self, slot: u32, parent: u32) {
+        if self.vectors.are_copies(slot, parent) {
+            self.flags.at(slot).fetch_or(TWIN, Ordering::Relaxed);
+        } else {
+            self.children.at(parent).fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Sets the entry point that linking would have set: the first slot with the greatest level
@@ -368,17 +485,19 @@ impl Graph {
         self.entry.store(entry, Ordering::Release);
     }
 
-    /// Memory of links and of what belongs to slots, and of the rows.
+    /// Memory of what walks touch: links, what else belongs to slots, and the vectors or their
+    /// codes; and of the full vectors beside codes.
     pub(super) fn bytes(&self) -> (usize, usize) {
-        let row = size_of::<f32>() * crate::kernel::padded_len(self.shape.dimension as usize);
-        let flat = self.rows.bytes()
-            + self.ids.bytes()
+        let (walked, full) = self.vectors.bytes();
+        let walked = walked
+            + self.base_ids.bytes()
             + self.deaths.bytes()
-            + self.levels.bytes()
+            + self.flags.bytes()
+            + self.children.bytes()
             + self.upper_groups.bytes()
             + self.ground.bytes()
             + self.upper.bytes();
-        (flat, row * self.published() as usize)
+        (walked, full)
     }
 }
 

@@ -8,11 +8,15 @@
 //! ADR 0004 fixes the bytes.
 //!
 //! One role per file: `generation` (the record that fixes slots), `level`, `graph` (one generation
-//! in memory), `beam` (the walk that queries and links share), `link` (what a job computes),
-//! `partition` (the generations of a partition together), `search`, `snapshot`, `rebuild`.
+//! in memory), `vectors` and `codes` (and how far they are apart), `beam` (the walk that queries and links
+//! share), `scratch` (what walks need), `link` (what a job computes), `crew` (the threads that
+//! compute it), `partition` (the generations of a partition together), `search`, `snapshot`,
+//! `rebuild`.
 
 mod beam;
 mod chunked;
+mod codes;
+mod crew;
 mod generation;
 mod graph;
 mod level;
@@ -20,14 +24,17 @@ mod link;
 mod order;
 mod partition;
 mod rebuild;
+mod scratch;
 mod search;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 use std::error::Error;
 use std::fmt;
 
+pub use crew::{Alone, Crew};
 pub use generation::{Generation, GenerationError};
 pub use link::{Job, LinkedWindow};
 pub use partition::PartitionIndex;
@@ -173,4 +180,6 @@ pub struct IndexStatus {
     pub dead: u32,
     /// Memory that vectors and links take.
     pub bytes: u64,
+    /// The part of it that walks touch: all but full vectors beside codes.
+    pub walked_bytes: u64,
 }

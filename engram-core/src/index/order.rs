@@ -13,6 +13,17 @@ impl Scored {
     }
 
     #[inline]
+    pub(super) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Distance in the high half, slot in the low one.
+    #[inline]
+    pub(super) fn bits(self) -> u64 {
+        self.0
+    }
+
+    #[inline]
     pub(super) fn slot(self) -> u32 {
         self.0 as u32
     }

@@ -8,8 +8,10 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use roaring::RoaringTreemap;
 
+use super::crew::{Alone, Crew};
 use super::graph::Graph;
 use super::link::{Job, LinkedWindow, link};
+use super::search::Ask;
 use super::{
     Generation, Hit, IndexPosition, IndexShape, IndexStatus, NewVector, TopologyDigest, VectorId,
     search, snapshot,
@@ -89,7 +91,7 @@ impl PartitionIndex {
         let graphs = self.graphs.load_full();
         let level = graphs[0].level_of(vector.owner);
         for graph in graphs.iter() {
-            graph.push(vector.id, row.clone(), level, vector.sequence);
+            graph.push(vector.id, &row, level, vector.sequence);
         }
     }
 
@@ -140,8 +142,8 @@ impl PartitionIndex {
         })
     }
 
-    /// Starts a generation that [`applied`](Self::applied) has returned. Its base shares the rows
-    /// of the generation before.
+    /// Starts a generation that [`applied`](Self::applied) has returned. Its jobs copy the vectors
+    /// of its base.
     ///
     /// # Panics
     /// When it is not the next generation, or its base is not what lives here.
@@ -152,23 +154,7 @@ impl PartitionIndex {
             generation.number == number,
             "generation {number} comes next"
         );
-        let graph = Graph::new(generation, self.shape);
-        for slot in 0..older.published() {
-            let id = older.id(slot);
-            if graph.generation.base.contains(id.0) {
-                graph.push(
-                    id,
-                    older.row(slot).clone(),
-                    older.level(slot),
-                    graph.generation.start,
-                );
-            }
-        }
-        let (held, base) = (graph.published(), graph.generation.base_len());
-        assert!(
-            u64::from(held) == base,
-            "the base has {base} vectors, {held} of them are here"
-        );
+        let graph = Graph::begin(generation, &older);
         {
             let _replacing = self.replacing.lock();
             let mut graphs = self.graphs.load().to_vec();
@@ -208,7 +194,13 @@ impl PartitionIndex {
     /// Computes a job's links. Changes nothing; may take long; runs beside everything else.
     #[must_use]
     pub fn run(&self, job: &Job) -> LinkedWindow {
-        link(job)
+        self.run_with(job, &Alone)
+    }
+
+    /// As [`run`](Self::run), with the help of a crew: the links are the same.
+    #[must_use]
+    pub fn run_with(&self, job: &Job, crew: &dyn Crew) -> LinkedWindow {
+        link(job, crew)
     }
 
     /// Puts a job's links into the graph. The result of a job that was done by another meanwhile is
@@ -223,7 +215,7 @@ impl PartitionIndex {
                 return;
             }
             let lists = linked.lists.iter();
-            let lists = lists.map(|((level, slot), list)| (*slot, *level, list.as_slice()));
+            let lists = lists.map(|list| (list.slot, list.level, list.neighbours.as_slice()));
             graph.publish_links(lists, linked.entry, linked.end);
             progress.last_linked = linked.last_linked;
             progress.digests.push(linked.digest);
@@ -260,15 +252,47 @@ impl PartitionIndex {
         effort: usize,
         accept: &dyn Fn(VectorId) -> bool,
     ) -> Vec<Hit> {
-        search::search(&self.serving(), query, limit, effort, accept)
+        self.search_stored(query, limit, effort, accept, &|_| None)
     }
 
-    /// As [`search`](Self::search), exactly, by comparing with all accepted live vectors.
+    /// As [`search`](Self::search). Where the index keeps no full vectors, `stored` reads those of
+    /// the vectors that are nearest by their codes; distances of what it does not give are those of
+    /// the codes.
+    ///
+    /// # Panics
+    /// When the query, or what `stored` gives, has not the space's dimension.
+    pub fn search_stored(
+        &self,
+        query: &[f32],
+        limit: usize,
+        effort: usize,
+        accept: &dyn Fn(VectorId) -> bool,
+        stored: &dyn Fn(VectorId) -> Option<Vec<f32>>,
+    ) -> Vec<Hit> {
+        let ask = Ask {
+            query,
+            limit,
+            effort,
+            accept,
+            stored,
+        };
+        search::search(&self.serving(), ask)
+    }
+
+    /// As [`search`](Self::search), exactly, by comparing with all accepted live vectors. Where the
+    /// index keeps codes alone, exactly by these.
     ///
     /// # Panics
     /// When the query has not the space's dimension.
     pub fn scan(&self, query: &[f32], limit: usize, accept: &dyn Fn(VectorId) -> bool) -> Vec<Hit> {
-        search::scan(&self.serving(), query, limit, accept)
+        let ask = Ask {
+            query,
+            limit,
+            effort: limit,
+            accept,
+            stored: &|_| None,
+        };
+        search::scan(&self.serving(), ask)
     }
 
     /// The newest generation of the log and the jobs sealed in it: what a verification mark
@@ -311,8 +335,8 @@ impl PartitionIndex {
         let linked = serving.linked();
         let dead = serving.dead();
         let slots = serving.published();
-        // Newer generations share the rows of the serving one.
-        let flat: usize = graphs.iter().map(|graph| graph.bytes().0).sum();
+        let bytes = graphs.iter().map(|graph| graph.bytes());
+        let (walked, full) = bytes.fold((0, 0), |sum, graph| (sum.0 + graph.0, sum.1 + graph.1));
         IndexStatus {
             serving: position(serving),
             newest: position(newest),
@@ -321,7 +345,8 @@ impl PartitionIndex {
             tail: slots - linked,
             live: slots.saturating_sub(dead),
             dead,
-            bytes: (flat + serving.bytes().1) as u64,
+            walked_bytes: walked as u64,
+            bytes: (walked + full) as u64,
         }
     }
 

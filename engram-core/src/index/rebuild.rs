@@ -230,7 +230,7 @@ fn push(
         if planted!("window-sealed-late-on-replay") {
             sequence = sequence.next();
         }
-        graph.push(id, row.clone(), level, sequence);
+        graph.push(id, row, level, sequence);
     }
     Ok(())
 }

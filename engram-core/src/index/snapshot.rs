@@ -4,6 +4,7 @@
 //! "EGIX"  version u8  BLAKE3 of the body (32)  body
 //! body:        shape  count u8  generation ...
 //! shape:       algorithm u32  m u32  ef_construction u32  level seed u64  dimension u32  metric u8
+//!              quantization u8 (0: none, 1: int8)
 //! generation:  number u64  start u64  first u64  BLAKE3 of the base (32)
 //!              jobs u32  digest (16) ...  linked slots u32  slot ...
 //! slot:        linked u8 (0, 1), and if 1 for each level of the slot: count u8  neighbour u32 ...
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use super::graph::Graph;
 use super::link::list_hash;
 use super::{IndexShape, TopologyDigest};
-use crate::types::Metric;
+use crate::types::{Metric, Quantization};
 
 const MAGIC: &[u8; 4] = b"EGIX";
 const VERSION: u8 = 1;
@@ -79,6 +80,11 @@ fn encode_shape(shape: IndexShape) -> Vec<u8> {
     bytes.extend(parameters.level_seed.to_le_bytes());
     bytes.extend(shape.dimension.to_le_bytes());
     bytes.push(metric);
+    // Where full vectors are does not show in the links.
+    bytes.push(match parameters.quantization {
+        Quantization::None => 0,
+        Quantization::Int8 | Quantization::Int8OnDisk => 1,
+    });
     bytes
 }
 

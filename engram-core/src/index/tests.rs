@@ -8,7 +8,10 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use super::*;
 use crate::kernel::normalise;
+use crate::types::Quantization;
 
+mod codes;
+mod crews;
 mod queries;
 mod recovery;
 mod wordnet;
@@ -28,6 +31,7 @@ fn parameters() -> IndexParameters {
         m: 8,
         ef_construction: 40,
         level_seed: 11,
+        quantization: Quantization::None,
     }
 }
 
@@ -35,6 +39,17 @@ fn shape(kernel: Kernel, metric: Metric) -> IndexShape {
     IndexShape {
         kernel,
         ..IndexShape::new(parameters(), DIMENSION, metric)
+    }
+}
+
+fn quantized(shape: IndexShape, quantization: Quantization) -> IndexShape {
+    let parameters = IndexParameters {
+        quantization,
+        ..shape.parameters
+    };
+    IndexShape {
+        parameters,
+        ..shape
     }
 }
 
@@ -137,9 +152,13 @@ impl Partition {
     }
 
     fn work(&self) -> usize {
+        self.work_with(&Alone)
+    }
+
+    fn work_with(&self, crew: &dyn Crew) -> usize {
         let mut jobs = 0;
         while let Some(job) = self.index.next_job() {
-            self.index.commit(self.index.run(&job));
+            self.index.commit(self.index.run_with(&job, crew));
             jobs += 1;
         }
         jobs
@@ -193,9 +212,16 @@ fn everything(_: VectorId) -> bool {
     true
 }
 
-/// Kernels, timing of jobs, restarts: one log, one topology.
-fn check_one_topology(seed: u64, inserts: usize, dying: u32, metric: Metric) {
+/// Kernels, threads, timing of jobs, restarts: one log, one topology.
+fn check_one_topology(
+    seed: u64,
+    inserts: usize,
+    dying: u32,
+    metric: Metric,
+    quantization: Quantization,
+) {
     let log = log(seed, inserts, dying);
+    let shape = |kernel, metric| quantized(shape(kernel, metric), quantization);
     let reference = {
         let mut late = Partition::new(shape(Kernel::PORTABLE, metric));
         log.iter().for_each(|command| late.apply(command));
@@ -203,12 +229,12 @@ fn check_one_topology(seed: u64, inserts: usize, dying: u32, metric: Metric) {
         late
     };
     let sealed = reference.index.sealed();
-    for kernel in Kernel::all_available() {
+    for (kernel, threads) in Kernel::all_available().into_iter().zip([2, 4, 8, 3]) {
         let shape = shape(kernel, metric);
         let mut live = Partition::new(shape);
         for command in &log {
             live.apply(command);
-            live.work();
+            live.work_with(&crews::Threads(threads));
         }
         assert_eq!(
             (live.index.sealed(), live.digest()),
@@ -279,12 +305,17 @@ proptest! {
         inserts in 1_500_usize..3_500,
         dying in 0_u32..45,
         metric in prop_oneof![Just(Metric::Cosine), Just(Metric::Dot), Just(Metric::L2)],
+        quantization in prop_oneof![
+            Just(Quantization::None),
+            Just(Quantization::Int8),
+            Just(Quantization::Int8OnDisk),
+        ],
     ) {
-        check_one_topology(seed, inserts, dying, metric);
+        check_one_topology(seed, inserts, dying, metric, quantization);
     }
 
     #[test]
     fn small_logs_have_one_topology(seed: u64, inserts in 0_usize..60, dying in 0_u32..120) {
-        check_one_topology(seed, inserts, dying, Metric::L2);
+        check_one_topology(seed, inserts, dying, Metric::L2, Quantization::None);
     }
 }

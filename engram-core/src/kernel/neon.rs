@@ -3,7 +3,8 @@
 
 use std::arch::aarch64::*;
 
-use super::LANES;
+use super::{Distance, LANES, Rows, Signed, distance_of};
+use crate::types::Metric;
 
 const REGISTERS: usize = LANES / 4;
 
@@ -54,4 +55,45 @@ pub(super) fn l2_squared(a: &[f32], b: &[f32]) -> f32 {
         }
         halve(lanes)
     }
+}
+
+pub(super) fn distances(
+    metric: Metric,
+    row: &[f32],
+    rows: &Rows<f32>,
+    numbers: &[u32],
+    found: &mut Vec<Distance>,
+) {
+    found.clear();
+    found.extend(numbers.iter().map(|number| {
+        let other = rows.row(*number);
+        distance_of(
+            metric,
+            match metric {
+                Metric::Cosine | Metric::Dot => dot(row, other),
+                Metric::L2 => l2_squared(row, other),
+            },
+        )
+    }));
+}
+
+/// Bytes are widened to 16 bits, products to 32, so nothing saturates.
+pub(super) fn dot_codes(a: &[i8], b: &[u8]) -> i32 {
+    // SAFETY: NEON is part of the aarch64 baseline; each chunk is as long as its load.
+    unsafe {
+        let mut sum = vdupq_n_s32(0);
+        for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
+            let a = vmovl_s8(vld1_s8(a.as_ptr()));
+            let b = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(b.as_ptr())));
+            sum = vmlal_s16(sum, vget_low_s16(a), vget_low_s16(b));
+            sum = vmlal_s16(sum, vget_high_s16(a), vget_high_s16(b));
+        }
+        vaddvq_s32(sum)
+    }
+}
+
+pub(super) fn dots_codes(a: Signed<'_>, rows: &Rows<u8>, numbers: &[u32], found: &mut Vec<i32>) {
+    found.clear();
+    let dot = |number: &u32| dot_codes(a.codes, &rows.row(*number)[..a.codes.len()]) - a.bias;
+    found.extend(numbers.iter().map(dot));
 }

@@ -1,7 +1,8 @@
 //! The specification of the kernels. Slow where the target has no fused multiply-add (there
 //! `mul_add` is a library call), never different.
 
-use super::LANES;
+use super::{Distance, LANES, Rows, Signed, distance_of};
+use crate::types::Metric;
 
 /// lane i += lane i + 32, then 16, 8, 4, 2, 1.
 fn halve(mut lanes: [f32; LANES]) -> f32 {
@@ -34,4 +35,36 @@ pub(super) fn l2_squared(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     halve(lanes)
+}
+
+pub(super) fn distances(
+    metric: Metric,
+    row: &[f32],
+    rows: &Rows<f32>,
+    numbers: &[u32],
+    found: &mut Vec<Distance>,
+) {
+    found.clear();
+    found.extend(numbers.iter().map(|number| {
+        let other = rows.row(*number);
+        distance_of(
+            metric,
+            match metric {
+                Metric::Cosine | Metric::Dot => dot(row, other),
+                Metric::L2 => l2_squared(row, other),
+            },
+        )
+    }));
+}
+
+/// The sum of the products, the bias of `b` not taken off.
+pub(super) fn dot_codes(a: &[i8], b: &[u8]) -> i32 {
+    let product = |(a, b): (&i8, &u8)| i32::from(*a) * i32::from(*b);
+    a.iter().zip(b).map(product).sum()
+}
+
+pub(super) fn dots_codes(a: Signed<'_>, rows: &Rows<u8>, numbers: &[u32], found: &mut Vec<i32>) {
+    found.clear();
+    let dot = |number: &u32| dot_codes(a.codes, &rows.row(*number)[..a.codes.len()]) - a.bias;
+    found.extend(numbers.iter().map(dot));
 }

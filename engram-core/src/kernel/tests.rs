@@ -126,6 +126,11 @@ fn component() -> impl Strategy<Value = f32> {
     ]
 }
 
+/// Any code, and often the greatest.
+fn code() -> impl Strategy<Value = i8> {
+    prop_oneof![-127_i8..=127, Just(127), Just(-127), Just(0)]
+}
+
 fn rows() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
     let like = |make: fn() -> BoxedStrategy<f32>| {
         (1_usize..300).prop_flat_map(move |dimension| {
@@ -158,6 +163,55 @@ proptest! {
                 let expected = portable.distance(metric, &a, &b);
                 prop_assert_eq!(distance.0.to_bits(), expected.0.to_bits());
             }
+        }
+    }
+
+    #[test]
+    fn many_distances_are_those_of_each((a, b) in rows(), count in 0_usize..20) {
+        let query = Row::new(&a);
+        let rows = Rows::new(query.len(), 2);
+        for number in 0..count.max(2) {
+            let mut row = Row::new(&b);
+            row[number % b.len()] += 1.0;
+            if number < 2 {
+                rows.push_base(&row);
+            } else {
+                rows.push(&row);
+            }
+        }
+        let numbers: Vec<u32> = (0..count as u32).rev().collect();
+        let mut found = vec![Distance(7.0)];
+        for kernel in Kernel::all_available() {
+            for metric in [Metric::Cosine, Metric::Dot, Metric::L2] {
+                kernel.distances(metric, &query, &rows, &numbers, &mut found);
+                let each = numbers.iter().map(|number| {
+                    Kernel::PORTABLE.distance(metric, &query, rows.row(*number))
+                });
+                prop_assert_eq!(&found, &each.collect::<Vec<_>>(), "{}", kernel.name());
+            }
+        }
+    }
+
+    #[test]
+    fn codes_are_multiplied_exactly(
+        (a, b) in (1_usize..5).prop_flat_map(|blocks| {
+            let codes = || proptest::collection::vec(code(), blocks * LANES);
+            (codes(), codes())
+        }),
+    ) {
+        let expected: i64 = a.iter().zip(&b).map(|(a, b)| i64::from(*a) * i64::from(*b)).sum();
+        let biased: Vec<u8> = b.iter().map(|code| code.cast_unsigned().wrapping_add(CODE_BIAS)).collect();
+        // Beside the codes rows may hold something else.
+        let rows = Rows::new(b.len() + LANES, 0);
+        rows.push(&[&biased[..], &[77; LANES]].concat());
+        rows.push(&[&[CODE_BIAS; LANES], &biased[..]].concat());
+        let mut found = Vec::new();
+        for kernel in Kernel::all_available() {
+            let dot = kernel.dot_codes(Signed::new(&a), &biased);
+            prop_assert_eq!(i64::from(dot), expected, "{}", kernel.name());
+            kernel.dots_codes(Signed::new(&a), &rows, &[0, 1, 0], &mut found);
+            let shifted = kernel.dot_codes(Signed::new(&a), &rows.row(1)[..a.len()]);
+            prop_assert_eq!(&found, &vec![dot, shifted, dot], "{}", kernel.name());
         }
     }
 
@@ -202,4 +256,48 @@ fn ordinary_vectors_are_only_divided() {
 #[should_panic(expected = "not two rows of one space")]
 fn rows_of_two_spaces_are_not_compared() {
     let _ = Kernel::detect().dot(&Row::new(&[1.0; 64]), &Row::new(&[1.0; 65]));
+}
+
+/// The longest rows of the greatest codes: the sums still fit.
+#[test]
+fn the_greatest_codes_do_not_overflow() {
+    let lanes = crate::limits::DIMENSION_MAX as usize;
+    for (a, b) in [(127_i8, 127_i8), (-127, 127), (-127, -127)] {
+        let signed = vec![a; lanes];
+        let biased = vec![b.cast_unsigned().wrapping_add(CODE_BIAS); lanes];
+        for kernel in Kernel::all_available() {
+            let dot = kernel.dot_codes(Signed::new(&signed), &biased);
+            assert_eq!(
+                dot,
+                i32::from(a) * i32::from(b) * lanes as i32,
+                "{}",
+                kernel.name()
+            );
+        }
+    }
+}
+
+/// Rows are read while others are pushed.
+#[test]
+fn readers_see_whole_rows() {
+    const ROWS: u32 = 20_000;
+    let rows = Rows::<f32>::new(16, 1);
+    let pushed = std::sync::atomic::AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=ROWS {
+                rows.push(&[number as f32; 16]);
+                pushed.store(number, std::sync::atomic::Ordering::Release);
+            }
+        });
+        loop {
+            let last = pushed.load(std::sync::atomic::Ordering::Acquire);
+            if last > 0 {
+                assert!(rows.row(last).iter().all(|lane| *lane == last as f32));
+            }
+            if last == ROWS {
+                break;
+            }
+        }
+    });
 }

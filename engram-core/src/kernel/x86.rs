@@ -6,7 +6,8 @@
 
 use std::arch::x86_64::*;
 
-use super::LANES;
+use super::{Distance, LANES, ROWS_AHEAD, Rows, distance_of};
+use crate::types::Metric;
 
 /// Adds lanes 4..8 to 0..4, then 2..4 to 0..2, then 1 to 0.
 #[inline]
@@ -58,6 +59,7 @@ fn load_16(block: &[f32; LANES], register: usize) -> __m512 {
     unsafe { _mm512_loadu_ps(block.as_chunks::<16>().0[register].as_ptr()) }
 }
 
+#[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [_mm256_setzero_ps(); 8];
@@ -69,6 +71,7 @@ pub(super) fn dot_avx2(a: &[f32], b: &[f32]) -> f32 {
     halve_avx2(lanes)
 }
 
+#[inline]
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn l2_squared_avx2(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [_mm256_setzero_ps(); 8];
@@ -81,6 +84,7 @@ pub(super) fn l2_squared_avx2(a: &[f32], b: &[f32]) -> f32 {
     halve_avx2(lanes)
 }
 
+#[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
 pub(super) fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [_mm512_setzero_ps(); 4];
@@ -92,6 +96,7 @@ pub(super) fn dot_avx512(a: &[f32], b: &[f32]) -> f32 {
     halve_avx512(lanes)
 }
 
+#[inline]
 #[target_feature(enable = "avx512f,avx2,fma")]
 pub(super) fn l2_squared_avx512(a: &[f32], b: &[f32]) -> f32 {
     let mut lanes = [_mm512_setzero_ps(); 4];
@@ -103,3 +108,43 @@ pub(super) fn l2_squared_avx512(a: &[f32], b: &[f32]) -> f32 {
     }
     halve_avx512(lanes)
 }
+
+/// The loop over many rows, compiled for the features of a pair of kernels.
+macro_rules! many {
+    ($name:ident, $features:literal, $dot:ident, $l2_squared:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $name(
+            metric: Metric,
+            row: &[f32],
+            rows: &Rows<f32>,
+            numbers: &[u32],
+            found: &mut Vec<Distance>,
+        ) {
+            found.clear();
+            found.reserve(numbers.len());
+            let ahead = numbers.len().min(ROWS_AHEAD);
+            numbers[..ahead]
+                .iter()
+                .for_each(|number| rows.prefetch(*number));
+            for (place, number) in numbers.iter().enumerate() {
+                if let Some(later) = numbers.get(place + ROWS_AHEAD) {
+                    rows.prefetch(*later);
+                }
+                let other = rows.row(*number);
+                let sum = match metric {
+                    Metric::Cosine | Metric::Dot => $dot(row, other),
+                    Metric::L2 => $l2_squared(row, other),
+                };
+                found.push(distance_of(metric, sum));
+            }
+        }
+    };
+}
+
+many!(distances_avx2, "avx2,fma", dot_avx2, l2_squared_avx2);
+many!(
+    distances_avx512,
+    "avx512f,avx2,fma",
+    dot_avx512,
+    l2_squared_avx512
+);

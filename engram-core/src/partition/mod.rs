@@ -59,8 +59,8 @@ use self::overlay::Overlay;
 use self::record::StateRecord;
 use self::requests::RequestTable;
 use crate::index::{
-    Generation, IndexPosition, IndexStatus, Job, LinkedWindow, PartitionIndex, TopologyDigest,
-    VectorId,
+    Crew, Generation, IndexPosition, IndexStatus, Job, LinkedWindow, PartitionIndex,
+    TopologyDigest, VectorId,
 };
 use crate::keys;
 use crate::planted;
@@ -232,6 +232,12 @@ impl Partition {
     #[must_use]
     pub fn run(&self, job: &Job) -> LinkedWindow {
         self.index.run(job)
+    }
+
+    /// As [`Self::run`], with the help of a crew: the links are the same.
+    #[must_use]
+    pub fn run_with(&self, job: &Job, crew: &dyn Crew) -> LinkedWindow {
+        self.index.run_with(job, crew)
     }
 
     /// Puts a job's links into the index, and lets go of what no generation needs any more.

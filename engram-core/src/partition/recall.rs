@@ -100,15 +100,28 @@ impl Partition {
             known: RefCell::default(),
         };
         let failed = RefCell::new(None);
-        let hits = self.index.search(query.vector, query.limit, effort, &|id| {
+        let fail = |error| {
+            failed.borrow_mut().get_or_insert(error);
+        };
+        let accept = |id: VectorId| {
             // What lives in the index now and was there at the view lived at the view.
             let there = id.0 < view.state.next_vector && Some(id) != excluded;
             there
                 && filtered.accept(id).unwrap_or_else(|error| {
-                    failed.borrow_mut().get_or_insert(error);
+                    fail(error);
                     false
                 })
-        });
+        };
+        let stored = |id| match read::vector(&*view.reader, view.partition, id) {
+            Ok(vector) => vector.map(|vector| vector.components),
+            Err(error) => {
+                fail(error);
+                None
+            }
+        };
+        let hits = self
+            .index
+            .search_stored(query.vector, query.limit, effort, &accept, &stored);
         if let Some(error) = failed.into_inner() {
             return Err(error.into());
         }

@@ -19,4 +19,4 @@ pub use ids::{
 };
 pub use memory::{Embedding, EmbeddingError, Memory, MemoryError, PropertyValue, check_parts};
 pub use request::{ClientId, RequestId};
-pub use space::{Decay, IndexParameters, Metric, SpaceConfig, SpaceConfigError};
+pub use space::{Decay, IndexParameters, Metric, Quantization, SpaceConfig, SpaceConfigError};

@@ -26,6 +26,20 @@ pub struct IndexParameters {
     pub ef_construction: u32,
     /// Hashed with the id into a memory's level, independent of the slot hash.
     pub level_seed: u64,
+    pub quantization: Quantization,
+}
+
+/// In which form the index compares vectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Quantization {
+    /// As they are.
+    #[default]
+    None,
+    /// As codes of one byte for each component, which the graph is built from and walked with; what
+    /// is found is scored again with the full vectors.
+    Int8,
+    /// As `Int8`, with the full vectors in storage alone.
+    Int8OnDisk,
 }
 
 /// How much an association's weight fades with the age of its newest contribution, at read.
@@ -78,6 +92,7 @@ impl IndexParameters {
             m: 16,
             ef_construction: 200,
             level_seed,
+            quantization: Quantization::None,
         }
     }
 }

@@ -112,6 +112,15 @@ pub fn metric_name(metric: v1::Metric) -> &'static str {
 }
 
 #[must_use]
+pub fn quantization_name(quantization: v1::Quantization) -> &'static str {
+    match quantization {
+        v1::Quantization::Unspecified => "none",
+        v1::Quantization::Int8 => "int8",
+        v1::Quantization::Int8OnDisk => "int8-on-disk",
+    }
+}
+
+#[must_use]
 pub fn memory_json(memory: &v1::Memory) -> Value {
     let properties = memory.properties.iter();
     let properties: serde_json::Map<String, Value> = properties
@@ -167,6 +176,7 @@ pub fn space_json(space: &v1::Space) -> Value {
         "replicas": space.replicas,
         "m": space.m,
         "ef_construction": space.ef_construction,
+        "quantization": quantization_name(space.quantization()),
         "embedding_model": space.embedding_model,
         "decay": decay,
     })

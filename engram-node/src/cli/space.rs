@@ -9,7 +9,7 @@ use super::cluster::operate::Operator;
 use super::cluster::watch::WaitArgs;
 use super::context::{ClientArgs, parse_duration};
 use super::failure::{Exit, Failure};
-use super::output::{line, metric_name, partition_json, space_json, table};
+use super::output::{line, metric_name, partition_json, quantization_name, space_json, table};
 use crate::seams::Seams;
 
 #[derive(Clone, Debug, Args)]
@@ -70,6 +70,27 @@ impl From<MetricArg> for v1::Metric {
     }
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum QuantizationArg {
+    /// Compare embeddings as they are
+    #[default]
+    None,
+    /// Compare codes of a byte for each component, then the full embeddings of what is found
+    Int8,
+    /// As int8, with the full embeddings on disk alone
+    Int8OnDisk,
+}
+
+impl From<QuantizationArg> for v1::Quantization {
+    fn from(quantization: QuantizationArg) -> Self {
+        match quantization {
+            QuantizationArg::None => Self::Unspecified,
+            QuantizationArg::Int8 => Self::Int8,
+            QuantizationArg::Int8OnDisk => Self::Int8OnDisk,
+        }
+    }
+}
+
 // What shapes a space, whoever creates it. (A doc comment would become the help of its users.)
 #[derive(Clone, Debug, Args)]
 pub struct ShapeArgs {
@@ -107,6 +128,9 @@ pub struct CreateArgs {
     /// Effort when the index is built [default: 200]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub ef_construction: u32,
+    /// In which form the index compares embeddings
+    #[arg(long, value_enum, default_value_t)]
+    pub quantization: QuantizationArg,
     /// Associations lose half their weight in this time, for example 24h
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub half_life: Option<std::time::Duration>,
@@ -170,6 +194,7 @@ impl CreateArgs {
         v1::CreateSpaceRequest {
             m: self.m,
             ef_construction: self.ef_construction,
+            quantization: v1::Quantization::from(self.quantization).into(),
             decay,
             if_not_exists: self.if_not_exists,
             ..self.shape.request(&self.name, self.dimension)
@@ -192,8 +217,12 @@ impl ShapeArgs {
 }
 
 fn summary(space: &v1::Space) -> String {
+    let quantization = match space.quantization() {
+        v1::Quantization::Unspecified => String::new(),
+        quantization => format!("{}, ", quantization_name(quantization)),
+    };
     format!(
-        "dimension {}, {}, {} partitions x {} replicas",
+        "dimension {}, {}, {quantization}{} partitions x {} replicas",
         space.dimension,
         metric_name(space.metric()),
         space.partitions,

@@ -290,6 +290,11 @@ fn difference(existing: &SpaceRecord, wanted: &NewSpace) -> Option<String> {
         differs("ef_construction", ef(have), ef(want))
     })
     .or_else(|| {
+        let quantization = |config: &SpaceConfig| format!("{:?}", config.index.quantization);
+        let (have, want) = (quantization(have), quantization(want));
+        differs("quantization", have.to_lowercase(), want.to_lowercase())
+    })
+    .or_else(|| {
         let model = |config: &SpaceConfig| format!("{:?}", config.embedding_model);
         differs("embedding model", model(have), model(want))
     })

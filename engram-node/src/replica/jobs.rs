@@ -1,7 +1,7 @@
 //! Index jobs of all partitions, on blocking threads, off the write path.
 //!
-//! One worker per core but one (at least one); each links one window at a time and yields the
-//! thread between two. Links are saved every [`SAVE_EVERY`] where they changed. Metrics:
+//! One worker per core but one (at least one); each links one window at a time, with the help of the
+//! cores that link nothing ([`super::crew`]), and yields the thread between two. Links are saved every [`SAVE_EVERY`] where they changed. Metrics:
 //! `engram_index_jobs_total`, `engram_index_job_seconds`.
 
 use std::collections::BTreeMap;
@@ -23,8 +23,7 @@ const IDLE_PAUSE: Duration = Duration::from_millis(500);
 type Saved = BTreeMap<PartitionId, (u64, u64)>;
 
 pub fn start(shared: &Arc<Shared>) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    for _ in 0..cores.saturating_sub(1).max(1) {
+    for _ in 0..shared.hands.steady() {
         shared
             .seams
             .spawn("index-jobs", work(Arc::downgrade(shared)));
@@ -59,12 +58,12 @@ fn run_one(shared: &Shared) -> bool {
         .filter(|(jobs, _)| *jobs > 0)
         .collect();
     waiting.sort_by_key(|(jobs, partition)| (std::cmp::Reverse(*jobs), partition.id()));
-    for (_, partition) in waiting {
+    for (windows, partition) in waiting {
         let Some(job) = partition.next_job() else {
             continue;
         };
         let began = shared.seams.clock.monotonic();
-        let linked = partition.run(&job);
+        let linked = partition.run_with(&job, &shared.hands.lend(windows));
         if let Err(error) = partition.commit(linked) {
             let id = partition.id();
             tracing::error!(partition = %id, %error, "cannot let go of an old generation");

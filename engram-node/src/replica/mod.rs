@@ -7,6 +7,7 @@
 //! partition is in the registry only while its state is whole; which partitions a group has is
 //! itself state of the group, changed by its log.
 
+mod crew;
 mod group;
 mod jobs;
 mod machine;
@@ -23,6 +24,7 @@ use engram_core::types::{GroupId, PartitionId};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+use self::crew::Hands;
 use self::group::GroupPartitions;
 pub use self::machine::DataMachine;
 use crate::consensus::{Machine, MachineError, MachineFactory};
@@ -41,6 +43,8 @@ struct Shared {
     open: RwLock<BTreeMap<PartitionId, (GroupId, Arc<Partition>)>>,
     /// Woken when a partition may have a job.
     work: Arc<Notify>,
+    /// Cores that jobs may use.
+    hands: Hands,
 }
 
 impl Replicas {
@@ -53,6 +57,7 @@ impl Replicas {
             index_dir: data_dir.join("index"),
             open: RwLock::default(),
             work: Arc::default(),
+            hands: Hands::new(std::thread::available_parallelism().map_or(1, usize::from)),
         });
         jobs::start(&shared);
         Arc::new(Self { shared })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engram_core::limits::{DIMENSION_MAX, DIMENSION_MIN, PARTITIONS_MAX, REPLICAS_MAX};
 use engram_core::types::{IndexParameters, SpaceConfig, SpaceId};
-use engram_proto::convert::{decay_from_api, decay_to_api, metric_from_api};
+use engram_proto::convert::{decay_from_api, decay_to_api, metric_from_api, quantization_from_api};
 use engram_proto::peer::read_query::Query;
 use engram_proto::peer::{ReadQuery, StatusQuery};
 use engram_proto::v1;
@@ -177,6 +177,7 @@ fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig,
     if request.ef_construction != 0 {
         index.ef_construction = request.ef_construction;
     }
+    index.quantization = quantization_from_api(request.quantization)?;
     let config = SpaceConfig {
         space: SpaceId(0),
         name: request.name.clone(),
@@ -204,6 +205,7 @@ pub fn api_space(space: &SpaceRecord) -> v1::Space {
         ef_construction: config.index.ef_construction,
         embedding_model: config.embedding_model.clone(),
         decay: decay_to_api(config.decay),
+        quantization: v1::Quantization::from(config.index.quantization).into(),
     }
 }
 

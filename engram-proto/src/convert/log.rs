@@ -13,8 +13,8 @@ use engram_core::command::{
 use engram_core::limits::HASH_SLOTS;
 use engram_core::types::{
     ActorId, ClientId, Decay, EdgeContext, Embedding, Hlc, IndexParameters, MarkId, MemoryId,
-    Metric, OverlayContext, OverlayDot, PartitionId, PropertyValue, Relation, RequestId, Sequence,
-    SlotRange, SpaceConfig, SpaceId, Unit,
+    Metric, OverlayContext, OverlayDot, PartitionId, PropertyValue, Quantization, Relation,
+    RequestId, Sequence, SlotRange, SpaceConfig, SpaceId, Unit,
 };
 use prost::Message as _;
 
@@ -203,6 +203,7 @@ impl From<&SpaceConfig> for wire::SpaceConfig {
                 m: config.index.m,
                 ef_construction: config.index.ef_construction,
                 level_seed: config.index.level_seed,
+                quantization: quantization_to_wire(config.index.quantization).into(),
             }),
             embedding_model: config.embedding_model.clone(),
             decay: decay_to_wire(config.decay),
@@ -232,10 +233,28 @@ impl TryFrom<wire::SpaceConfig> for SpaceConfig {
                 m: index.m,
                 ef_construction: index.ef_construction,
                 level_seed: index.level_seed,
+                quantization: quantization_from_wire(index.quantization)?,
             },
             embedding_model: message.embedding_model,
             decay: decay_from_wire(message.decay)?,
         })
+    }
+}
+
+fn quantization_to_wire(quantization: Quantization) -> wire::Quantization {
+    match quantization {
+        Quantization::None => wire::Quantization::Unspecified,
+        Quantization::Int8 => wire::Quantization::Int8,
+        Quantization::Int8OnDisk => wire::Quantization::Int8OnDisk,
+    }
+}
+
+fn quantization_from_wire(quantization: i32) -> Result<Quantization, DecodeError> {
+    match wire::Quantization::try_from(quantization) {
+        Ok(wire::Quantization::Unspecified) => Ok(Quantization::None),
+        Ok(wire::Quantization::Int8) => Ok(Quantization::Int8),
+        Ok(wire::Quantization::Int8OnDisk) => Ok(Quantization::Int8OnDisk),
+        Err(_) => Err(DecodeError::NotUnderstood("a quantization")),
     }
 }
 

@@ -8,7 +8,7 @@ mod v1;
 use engram_core::types::{EmbeddingError, MemoryIdError};
 
 pub use log::{decode_applied, decode_group_command, encode_applied, encode_group_command};
-pub use v1::{decay_from_api, decay_to_api, memory_to_api, metric_from_api};
+pub use v1::{decay_from_api, decay_to_api, memory_to_api, metric_from_api, quantization_from_api};
 
 /// Why bytes or a message are not what they claim to be.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! `engram.v1` <-> core types: what the public API shows of memories and spaces.
 
-use engram_core::types::{Decay, Memory, Metric, PropertyValue};
+use engram_core::types::{Decay, Memory, Metric, PropertyValue, Quantization};
 
 use super::DecodeError;
 use crate::v1 as api;
@@ -80,6 +80,29 @@ pub fn metric_from_api(metric: i32) -> Result<Metric, DecodeError> {
         Ok(api::Metric::Dot) => Metric::Dot,
         Ok(api::Metric::L2) => Metric::L2,
         Err(_) => return Err(DecodeError::NotUnderstood("the metric")),
+    })
+}
+
+impl From<Quantization> for api::Quantization {
+    fn from(quantization: Quantization) -> Self {
+        match quantization {
+            Quantization::None => Self::Unspecified,
+            Quantization::Int8 => Self::Int8,
+            Quantization::Int8OnDisk => Self::Int8OnDisk,
+        }
+    }
+}
+
+/// The quantization that a request names; unspecified is none.
+///
+/// # Errors
+/// When it is of no known kind.
+pub fn quantization_from_api(quantization: i32) -> Result<Quantization, DecodeError> {
+    Ok(match api::Quantization::try_from(quantization) {
+        Ok(api::Quantization::Unspecified) => Quantization::None,
+        Ok(api::Quantization::Int8) => Quantization::Int8,
+        Ok(api::Quantization::Int8OnDisk) => Quantization::Int8OnDisk,
+        Err(_) => return Err(DecodeError::NotUnderstood("the quantization")),
     })
 }
 
@@ -193,6 +216,15 @@ mod tests {
                 Ok(metric)
             );
         }
+        for quantization in [
+            Quantization::None,
+            Quantization::Int8,
+            Quantization::Int8OnDisk,
+        ] {
+            let api = api::Quantization::from(quantization);
+            assert_eq!(quantization_from_api(api.into()), Ok(quantization));
+        }
+        assert!(quantization_from_api(9).is_err());
         assert_eq!(metric_from_api(0), Ok(Metric::Cosine));
         assert!(metric_from_api(9).is_err());
     }

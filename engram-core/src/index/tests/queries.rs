@@ -161,6 +161,52 @@ fn check_crowd(before: usize) {
     );
 }
 
+/// A thousand vectors that differ by next to nothing, then a few far from all: each far one is found,
+/// as codes too, in which most of the crowd are equal.
+#[test]
+fn near_duplicates_trap_nobody() {
+    for quantization in [Quantization::None, Quantization::Int8] {
+        let mut random = StdRng::seed_from_u64(71);
+        let crowd = clustered(&mut random);
+        let mut inserts = Vec::new();
+        for _ in 0..1_200 {
+            let near = crowd
+                .iter()
+                .map(|lane| lane + random.random_range(-1e-4..1e-4))
+                .collect();
+            inserts.push((owner(&mut random), near));
+        }
+        let far: Vec<Vec<f32>> = (0..20)
+            .map(|place| {
+                let lane = |lane: u32| {
+                    if lane == place % DIMENSION {
+                        3.0
+                    } else {
+                        0.1 * place as f32
+                    }
+                };
+                (0..DIMENSION).map(lane).collect()
+            })
+            .collect();
+        inserts.extend(far.iter().map(|point| (owner(&mut random), point.clone())));
+        let shape = quantized(shape(Kernel::detect(), Metric::L2), quantization);
+        let mut partition = Partition::new(shape);
+        for inserts in inserts.chunks(7) {
+            let inserts = inserts.to_vec();
+            partition.apply(&Command {
+                inserts,
+                kills: vec![],
+            });
+        }
+        partition.work();
+        check_reachable(&partition);
+        for (place, point) in (1_200..).zip(&far) {
+            let hits = partition.index.search(point, 1, 16, &everything);
+            assert_eq!(hits[0].id, VectorId(place), "{quantization:?}");
+        }
+    }
+}
+
 #[test]
 fn a_filter_never_shortens_the_answer() {
     let partition = filled(&log(12, 4_000, 12), Metric::Cosine);

@@ -198,12 +198,19 @@ fn arb_config() -> impl Strategy<Value = SpaceConfig> {
             }
         }),
     ];
-    let index = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>()).prop_map(
-        |(algorithm, m, ef_construction, level_seed)| IndexParameters {
+    let quantization = prop_oneof![
+        Just(Quantization::None),
+        Just(Quantization::Int8),
+        Just(Quantization::Int8OnDisk),
+    ];
+    let numbers = (any::<u32>(), any::<u32>(), any::<u32>(), any::<u64>());
+    let index = (numbers, quantization).prop_map(
+        |((algorithm, m, ef_construction, level_seed), quantization)| IndexParameters {
             algorithm,
             m,
             ef_construction,
             level_seed,
+            quantization,
         },
     );
     (
