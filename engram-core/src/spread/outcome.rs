@@ -1,5 +1,6 @@
 //! What a spread answers, and how paths are told from the predecessors.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -65,10 +66,63 @@ pub(super) fn most_activated(
     totals: impl IntoIterator<Item = (MemoryHash, u64)>,
     limit: usize,
 ) -> Vec<(MemoryHash, u64)> {
-    let mut all: Vec<(MemoryHash, u64)> = totals.into_iter().collect();
-    all.sort_unstable_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(&right.0)));
-    all.truncate(limit);
-    all
+    let mut top = Top::new(limit);
+    for (memory, total) in totals {
+        top.offer(total, || memory);
+    }
+    top.finish()
+}
+
+/// Keeps the greatest of many totals, without putting all of them in order.
+pub(super) struct Top {
+    limit: usize,
+    held: Vec<(Reverse<u64>, MemoryHash)>,
+    /// Totals below it cannot be among the greatest.
+    floor: u64,
+}
+
+/// Held beyond the limit, at least, before the least are dropped.
+const TOP_SLACK: usize = 64;
+
+impl Top {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            held: Vec::new(),
+            floor: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn offer(&mut self, total: u64, memory: impl FnOnce() -> MemoryHash) {
+        if total < self.floor {
+            return;
+        }
+        self.held.push((Reverse(total), memory()));
+        if self.held.len() >= self.limit.saturating_mul(2).saturating_add(TOP_SLACK) {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        if self.held.len() > self.limit && self.limit > 0 {
+            self.held.select_nth_unstable(self.limit - 1);
+        }
+        self.held.truncate(self.limit);
+        self.floor = match self.held.last() {
+            Some((Reverse(least), _)) if self.held.len() == self.limit => *least,
+            _ => self.floor,
+        };
+    }
+
+    pub(super) fn finish(mut self) -> Vec<(MemoryHash, u64)> {
+        self.shrink();
+        self.held.sort_unstable();
+        let named = self.held.into_iter();
+        named
+            .map(|(Reverse(total), memory)| (memory, total))
+            .collect()
+    }
 }
 
 /// Adds up what several partitions did in the same hops.
