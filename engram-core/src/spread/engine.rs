@@ -154,9 +154,8 @@ pub(super) struct Sent {
 impl Engine {
     pub(super) fn new(projected: &Arc<Projected>, parameters: &SpreadParameters) -> Self {
         let mut scratch = projected.graph.scratch();
-        if parameters.refractory_hops > 0 {
-            scratch.last_sent.resize(scratch.next.len(), 0);
-        }
+        scratch.keeps_sent = parameters.refractory_hops > 0;
+        scratch.grow(scratch.next.len());
         Self {
             scratch,
             extra: Extra::default(),
@@ -464,7 +463,7 @@ impl Engine {
             (&self.projected.decay, self.projected.now_millis),
         );
         let done: Vec<Mutex<Option<PieceDone>>> = ranges.iter().map(|_| Mutex::default()).collect();
-        let keeps_sent = !self.scratch.last_sent.is_empty();
+        let keeps_sent = self.scratch.keeps_sent;
         crew.run(ranges.len(), &|piece| {
             let mut work = Sending {
                 graph,

@@ -8,8 +8,10 @@ pub(super) struct Scratch {
     pub(super) next: Vec<u64>,
     /// What counted so far; 0 is: never activated.
     pub(super) total: Vec<u64>,
-    /// One more than the last hop in which the vertex sent; empty while no rule asks for it.
+    /// One more than the last hop in which the vertex sent; empty unless `keeps_sent`.
     pub(super) last_sent: Vec<u8>,
+    /// A rule asks when a vertex has sent.
+    pub(super) keeps_sent: bool,
     /// Vertices with arrivals, once each. Not kept while `is_dense`.
     pub(super) touched: Vec<u32>,
     /// So many vertices have arrivals that they are found by looking at all.
@@ -33,7 +35,7 @@ impl Scratch {
     pub(super) fn grow(&mut self, len: usize) {
         self.next.resize(len, 0);
         self.total.resize(len, 0);
-        if !self.last_sent.is_empty() {
+        if self.keeps_sent {
             self.last_sent.resize(len, 0);
         }
     }
@@ -50,6 +52,7 @@ impl Scratch {
             self.total[vertex as usize] = 0;
         }
         self.is_dense = false;
+        self.keeps_sent = false;
         self.last_sent.clear();
         self.senders.clear();
         self.next.truncate(vertices);

@@ -210,6 +210,26 @@ proptest! {
     }
 }
 
+/// Memories that the arrays have never heard of follow the rules like the others.
+#[test]
+fn unknown_memories_rest_after_they_have_sent() {
+    let graph = Graph::new(2, &[(0, 0, "self", 1.0), (0, 1, "r", 1.0)]);
+    let rules = SpreadParameters {
+        refractory_hops: 1,
+        ..SpreadParameters::default()
+    };
+    let mut arrays = Projecting::new(&graph, SlotRange::ALL, 0);
+    let empty = project(&Graph::default(), SlotRange::ALL, &[]);
+    let projected = arrays.projected.as_ref().expect("arrays");
+    arrays.projected = Some(Arc::new(Projected {
+        graph: Arc::new(empty),
+        ..(**projected).clone()
+    }));
+    let seeds = hashed(&[(0, 64)]);
+    let truth = spread(&graph.whole(), &rules, &seeds);
+    assert_eq!(run(&arrays, &rules, &seeds, &Alone), truth);
+}
+
 /// A failing read in the middle of a hop leaves nothing behind for the next query.
 #[test]
 fn a_failed_query_leaves_clean_memory() {
