@@ -83,12 +83,14 @@ pub(super) struct Top {
 
 /// Held beyond the limit, at least, before the least are dropped.
 const TOP_SLACK: usize = 64;
+/// Room made at once, at most.
+const TOP_RESERVED: usize = 1_024;
 
 impl Top {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
-            held: Vec::new(),
+            held: Vec::with_capacity(limit.saturating_add(TOP_SLACK).min(TOP_RESERVED)),
             floor: 0,
         }
     }
