@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use super::board::{BoardError, Outgoing, scale};
 use super::crew::Crew;
-use super::outcome::{HopStats, Top};
+use super::outcome::{HopStats, Top, most_activated};
 use super::parameters::{Normalization, SpreadParameters};
 use super::projection::{Edge, Projected, Projection};
 use super::scratch::Scratch;
@@ -172,11 +172,19 @@ impl Engine {
     /// The most activated: greatest total, then least hash.
     pub(super) fn top(&self, limit: usize) -> Vec<(MemoryHash, u64)> {
         let totals = &self.scratch.total;
-        let mut top = Top::new(limit);
-        for vertex in &self.scratch.activated {
-            top.offer(totals[*vertex as usize], || self.name(*vertex));
+        let activated = self.scratch.activated.iter();
+        if !self.extra.names.is_empty() {
+            let named = activated.map(|vertex| (self.name(*vertex), totals[*vertex as usize]));
+            return most_activated(named, limit);
         }
-        top.finish()
+        // The order of numbers is that of hashes, so only what is answered has to be named.
+        let mut top = Top::new(limit);
+        for vertex in activated {
+            top.offer(totals[*vertex as usize], *vertex);
+        }
+        let best = top.finish();
+        best.map(|(vertex, total)| (self.name(vertex), total))
+            .collect()
     }
 
     /// Applies the rules to everything that arrived in `hop`: `arrivals`, and what the hop before

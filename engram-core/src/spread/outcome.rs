@@ -68,15 +68,16 @@ pub(super) fn most_activated(
 ) -> Vec<(MemoryHash, u64)> {
     let mut top = Top::new(limit);
     for (memory, total) in totals {
-        top.offer(total, || memory);
+        top.offer(total, memory);
     }
-    top.finish()
+    top.finish().collect()
 }
 
-/// Keeps the greatest of many totals, without putting all of them in order.
-pub(super) struct Top {
+/// Keeps the greatest of many totals, of equals those with the least key, without putting all of
+/// them in order.
+pub(super) struct Top<K> {
     limit: usize,
-    held: Vec<(Reverse<u64>, MemoryHash)>,
+    held: Vec<(Reverse<u64>, K)>,
     /// Totals below it cannot be among the greatest.
     floor: u64,
 }
@@ -86,7 +87,7 @@ const TOP_SLACK: usize = 64;
 /// Room made at once, at most.
 const TOP_RESERVED: usize = 1_024;
 
-impl Top {
+impl<K: Ord> Top<K> {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -96,11 +97,11 @@ impl Top {
     }
 
     #[inline]
-    pub(super) fn offer(&mut self, total: u64, memory: impl FnOnce() -> MemoryHash) {
+    pub(super) fn offer(&mut self, total: u64, key: K) {
         if total < self.floor {
             return;
         }
-        self.held.push((Reverse(total), memory()));
+        self.held.push((Reverse(total), key));
         if self.held.len() >= self.limit.saturating_mul(2).saturating_add(TOP_SLACK) {
             self.shrink();
         }
@@ -117,13 +118,11 @@ impl Top {
         };
     }
 
-    pub(super) fn finish(mut self) -> Vec<(MemoryHash, u64)> {
+    pub(super) fn finish(mut self) -> impl Iterator<Item = (K, u64)> {
         self.shrink();
         self.held.sort_unstable();
-        let named = self.held.into_iter();
-        named
-            .map(|(Reverse(total), memory)| (memory, total))
-            .collect()
+        let held = self.held.into_iter();
+        held.map(|(Reverse(total), key)| (key, total))
     }
 }
 
