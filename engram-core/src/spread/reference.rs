@@ -124,13 +124,15 @@ fn drive<A: Adjacency>(
 }
 
 /// What happened in each hop, and the one after which there were too many to go on.
+type Hops = (Vec<HopStats>, Option<u32>);
+
 fn hop_by_hop<A: Adjacency>(
     adjacency: &A,
     parameters: &SpreadParameters,
     seeds: &[(MemoryHash, u64)],
     bench: &mut Workbench,
     crew: &dyn Crew,
-) -> Result<(Vec<HopStats>, Option<u32>), SpreadError<A::Error>> {
+) -> Result<Hops, SpreadError<A::Error>> {
     parameters.check()?;
     if seeds.len() > limits::SEEDS_MAX {
         return Err(SpreadError::TooManySeeds {

@@ -129,8 +129,10 @@ impl Pair {
             limit: 1_000,
             ..SpreadParameters::default()
         };
-        let filter =
-            || (numbers.0 % 2 == 0).then(|| Filter::parse("label = \"even\"").expect("parses"));
+        let filter = || {
+            (numbers.0.is_multiple_of(2))
+                .then(|| Filter::parse("label = \"even\"").expect("parses"))
+        };
         let adjacency = self.without.adjacency(filter(), None, NOW);
         let truth = spread::spread(&adjacency, &parameters, &seeds).expect("spreads");
         let arrays = self.with_arrays.adjacency(filter(), None, NOW);

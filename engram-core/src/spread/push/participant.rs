@@ -165,14 +165,14 @@ impl<A: Adjacency> Pusher<A> {
     ///
     /// # Errors
     /// [`PusherError::BadPush`]: nothing was changed.
-    pub fn on_push(&mut self, push: Push) -> Result<Received, PusherError<A::Error>> {
+    pub fn on_push(&mut self, push: &Push) -> Result<Received, PusherError<A::Error>> {
         if (push.query, push.attempt) != (self.start.query, self.start.attempt) {
             return Ok(Received::Foreign);
         }
         if self.phase == Phase::Over || self.excluded.contains(&push.source) {
             return Ok(Received::Repeated);
         }
-        let targets = self.check(&push).map_err(|reason| PusherError::BadPush {
+        let targets = self.check(push).map_err(|reason| PusherError::BadPush {
             source_node: push.source,
             reason,
         })?;

@@ -179,7 +179,7 @@ fn check(
     let (partitions, nodes) = LAYOUTS[layout_of];
     let plan = plan(layout(partitions, nodes), rules.clone(), seeds);
     let world = World::new(graph, plan, schedule);
-    let finished = world.run(1 + schedule as usize % 2, schedule % 3 == 0)?;
+    let finished = world.run(1 + schedule as usize % 2, schedule.is_multiple_of(3))?;
     let accounting = &finished.accounting;
     if accounting.bound.is_none() {
         return Ok(());
@@ -227,7 +227,7 @@ proptest! {
     ) {
         let (partitions, nodes) = LAYOUTS[layout];
         let plan = plan(super::cluster::layout(partitions, nodes), rules, &seeds);
-        let finished = World::new(&graph, plan, schedule).run(2, schedule % 2 == 0);
+        let finished = World::new(&graph, plan, schedule).run(2, schedule.is_multiple_of(2));
         prop_assert!(finished.is_ok(), "{finished:?}");
     }
 }

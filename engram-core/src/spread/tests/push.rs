@@ -241,7 +241,7 @@ impl<'a> World<'a> {
         }
         let node = self.nodes.get_mut(&to).expect("it has started");
         let credit = node.credit();
-        let _ = node.on_push(push).expect("a sound push");
+        let _ = node.on_push(&push).expect("a sound push");
         // An excluded source is not listened to any more: its credit is lost.
         if node.credit() > credit {
             self.flying.remove(&carrier);

@@ -155,7 +155,7 @@ impl Part {
                 match word {
                     None => {}
                     Some(Word::Push(push)) => {
-                        part.on_push(push).map_err(Trouble::from)?;
+                        part.on_push(&push).map_err(Trouble::from)?;
                     }
                     Some(Word::Control(control)) => {
                         part.on_control(&control);
