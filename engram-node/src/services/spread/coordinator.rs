@@ -128,7 +128,7 @@ impl Services {
             deadline,
         };
         let listening = self.inner.spreads.listen(asked.id);
-        let listening = listening.map_err(|reason| SpreadFailure::Exhausted(reason))?;
+        let listening = listening.map_err(SpreadFailure::Exhausted)?;
         let (sender, receiver) = mpsc::channel(EVENTS_MAX);
         let services = self.clone();
         seams.spawn("spread coordinator", async move {
