@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster check fix deny simulate simulate-mutants simulate-determinism bench demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-spread demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -49,6 +49,9 @@ test-cluster: bootstrap ## tests with real processes only: kills, moves, growth 
 	  $(CARGO) test $(SELECT) --test cluster --test moves --test kill $(ARGS); \
 	fi
 
+test-long: bootstrap ## tests that take minutes: ten thousand spreads whose nodes die
+	@$(CARGO) test -p engram-core --no-default-features --locked --lib -- --ignored spread::
+
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy $(SELECT) --all-targets -- -D warnings
@@ -81,6 +84,9 @@ simulate-mutants: bootstrap ## planted bugs, each of which the simulation must f
 bench: bootstrap ## WordNet through three nodes: import, recall, spread (ENGRAM_DATA=directory that holds wordnet/)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
 	@scripts/bench-cluster.sh $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
+
+bench-spread: bootstrap ## edges per second of a local spread beside a plain CSR loop (ENGRAM_WORDNET=directory with its files)
+	@$(CARGO) run --release --locked -p engram-benches --no-default-features --bin spread -- $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

@@ -105,7 +105,11 @@ impl SpaceClient {
         let mut hops = Vec::new();
         while let Some(event) = stream.next().await? {
             match event.event {
-                Some(v1::spread_event::Event::Hop(hop)) => hops.push(hop),
+                Some(v1::spread_event::Event::Hop(hop)) => {
+                    // The query began anew: what an earlier attempt said is void.
+                    hops.retain(|held: &v1::HopDone| held.attempt == hop.attempt);
+                    hops.push(hop);
+                }
                 Some(v1::spread_event::Event::Result(result)) => {
                     return Ok(SpreadAnswer { hops, result });
                 }

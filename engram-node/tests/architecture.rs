@@ -91,7 +91,12 @@ fn the_core_is_sans_io() {
     assert_only_in(
         &words,
         "engram-core/src",
-        &["index/tests", "kernel/tests.rs", "partition/tests"],
+        &[
+            "index/tests",
+            "kernel/tests.rs",
+            "partition/tests",
+            "spread/tests",
+        ],
     );
     let manifest =
         fs::read_to_string(workspace().join("engram-core/Cargo.toml")).expect("manifest");

@@ -337,6 +337,7 @@ impl Space {
     /// When the rules are out of range, too much is activated, or storage cannot be read.
     pub fn spread(&self, query: &SpreadQuery) -> Result<SpreadOutcome, SpreadError<ReadError>> {
         let now_millis = (self.shared.options.now_millis)();
+        self.make_arrays();
         let adjacency = self
             .partition
             .adjacency(query.filter.clone(), None, now_millis);
@@ -345,7 +346,19 @@ impl Space {
             .iter()
             .map(|(id, amount)| (id.hash(), *amount))
             .collect();
-        spread::spread(&adjacency, &query.parameters, &seeds)
+        spread::run(&adjacency, &query.parameters, &seeds, &spread::Alone)
+    }
+
+    /// The edges as arrays, from the second spread on. Without them spreading reads the store and
+    /// gives the same answer.
+    fn make_arrays(&self) {
+        let Some(job) = self.partition.graph_job() else {
+            return;
+        };
+        match job.build() {
+            Ok(built) => self.partition.commit_graph(built),
+            Err(_) => self.partition.abandon_graph(),
+        }
     }
 
     /// Adds up the digests of the space from the disk; whether they equal the running ones.

@@ -1,22 +1,27 @@
 //! A partition as a spread query sees it: one pinned state, weights after decay, memories after the
-//! query's filter.
+//! query's filter. Read from the arrays where there are any (see `graph`), else from the store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::Partition;
+use super::graph::GraphVersion;
 use super::read;
 use super::view::{PartitionView, ReadError};
 use crate::filter::Filter;
 use crate::keys;
-use crate::spread::{Adjacency, OutEdge};
+use crate::spread::{Adjacency, OutEdge, Projected};
 use crate::storage::{Family, StorageError};
 use crate::types::{EdgeContext, MemoryHash, MemoryId, Relation};
 
 /// One pinned state of a partition for one query.
 pub struct PartitionAdjacency {
     view: PartitionView,
+    graph: GraphVersion,
+    projected: Option<Arc<Projected>>,
     filter: Option<Filter>,
     /// `None` follows all.
     relations: Option<BTreeSet<Relation>>,
@@ -34,9 +39,28 @@ impl Partition {
         relations: Option<BTreeSet<Relation>>,
         now_millis: u64,
     ) -> PartitionAdjacency {
-        let (view, resolved) = (self.view(), Mutex::default());
+        let (view, graph) = {
+            let published = self.published.read();
+            (self.view_of(&published), published.graph.clone())
+        };
+        let projected = graph.arrays().map(|arrays| {
+            Arc::new(Projected {
+                graph: Arc::clone(arrays),
+                changed: graph.changed().clone(),
+                slots: view.state.slots,
+                decay: view.state.config.decay,
+                now_millis,
+                filtered: filter.is_some(),
+            })
+        });
+        if projected.is_none() {
+            self.graph_wanted.store(true, Ordering::Relaxed);
+        }
+        let resolved = Mutex::default();
         PartitionAdjacency {
             view,
+            graph,
+            projected,
             filter,
             relations,
             now_millis,
@@ -60,23 +84,50 @@ impl PartitionAdjacency {
         self.resolved.lock().insert(memory, id.clone());
         Ok(id)
     }
+
+    fn follows(&self, relation: &Relation) -> bool {
+        let followed = |relations: &BTreeSet<_>| relations.contains(relation);
+        self.relations.as_ref().is_none_or(followed)
+    }
+
+    /// Without the overlay; `false` when the arrays cannot tell.
+    fn out_edges_of_log(
+        &self,
+        memory: MemoryHash,
+        sink: &mut Vec<OutEdge>,
+    ) -> Result<bool, ReadError> {
+        let push = |edge: OutEdge| {
+            if self.follows(&edge.relation) {
+                sink.push(edge);
+            }
+        };
+        self.graph
+            .out_edges(&self.view, memory, self.now_millis, push)
+    }
 }
 
 impl Adjacency for PartitionAdjacency {
     type Error = ReadError;
 
     fn resolve(&self, memory: MemoryHash) -> Result<bool, ReadError> {
-        Ok(self.look_up(memory)?.is_some())
+        match self.graph.exists(&self.view, memory)? {
+            Some(false) => Ok(false),
+            Some(true) if self.filter.is_none() => Ok(true),
+            Some(true) | None => Ok(self.look_up(memory)?.is_some()),
+        }
     }
 
     fn out_edges(&self, memory: MemoryHash, sink: &mut Vec<OutEdge>) -> Result<(), ReadError> {
         let view = &self.view;
+        let only_in_log = view.overlay.out_edges(memory).next().is_none();
+        if only_in_log && self.out_edges_of_log(memory, sink)? {
+            return Ok(());
+        }
         let removals = read::source_removals(&*view.reader, view.partition, memory)?;
         let mut beside: BTreeSet<_> = view.overlay.out_edges(memory).collect();
         let range = keys::out_edges(view.partition, memory);
         let mut push = |key: &crate::types::EdgeKey, record: Option<&crate::edges::EdgeRecord>| {
-            let followed = |relations: &BTreeSet<_>| relations.contains(&key.relation);
-            if !self.relations.as_ref().is_none_or(followed) {
+            if !self.follows(&key.relation) {
                 return;
             }
             let value = view.value(key, record, removals.as_ref());
@@ -114,5 +165,9 @@ impl Adjacency for PartitionAdjacency {
 
     fn pinned(&self) -> EdgeContext {
         self.view.context()
+    }
+
+    fn projected(&self) -> Option<&Arc<Projected>> {
+        self.projected.as_ref()
     }
 }

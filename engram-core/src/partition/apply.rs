@@ -158,6 +158,8 @@ impl Partition {
         if !step.adopting.is_empty() {
             published.overlay.adopt(&step.adopting);
         }
+        let touched = std::mem::take(&mut step.graph_touched);
+        published.graph.note(touched, step.sequence());
         published.log = Arc::new(step.log);
         published.state = Arc::new(step.state);
         Ok(applied)

@@ -169,6 +169,8 @@ impl Partition {
             if published.overlay.seen().covers(delta.dot) {
                 overtaken.delete(Family::Edges, keys::overlay(self.id, delta.dot));
             } else {
+                let sequence = published.state.sequence;
+                published.graph.note([delta.from.hash()], sequence);
                 published.overlay.insert(delta);
             }
         }

@@ -12,11 +12,13 @@
 //!
 //! Verbs: `apply`, `open`, `snapshot` (and installing one), `recall`, `scrub`. Nouns: `record` (what
 //! is stored), `step` (one command on its way), `overlay` (changes the log does not have yet),
-//! `requests` (applied request ids), `view` (one state as readers see it).
+//! `requests` (applied request ids), `view` (one state as readers see it), `graph`
+//! (the edges as arrays).
 
 mod adjacency;
 mod apply;
 mod digest;
+mod graph;
 mod local;
 mod open;
 mod overlay;
@@ -36,13 +38,14 @@ mod view;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringTreemap;
 
 pub use adjacency::PartitionAdjacency;
 pub use apply::ApplyError;
+pub use graph::{BuiltGraph, GraphError, GraphJob};
 pub use local::{LocalChange, LocalError, ReceivedOverlay};
 pub use open::{OpenError, PartitionOptions};
 pub use recall::{RecallHit, RecallQuery, Recalled};
@@ -55,6 +58,7 @@ pub use view::{
     PartitionView, ReadError,
 };
 
+use self::graph::GraphVersion;
 use self::overlay::Overlay;
 use self::record::StateRecord;
 use self::requests::RequestTable;
@@ -85,6 +89,10 @@ pub struct Partition {
     overlay_conflicts: AtomicU64,
     /// The oldest generation whose records are kept.
     oldest_generation: Mutex<u64>,
+    /// A reader has missed the edges as arrays.
+    graph_wanted: AtomicBool,
+    /// A job that makes them is under way.
+    graph_building: AtomicBool,
 }
 
 /// What readers pair with a view of the storage.
@@ -93,6 +101,7 @@ struct Published {
     /// What the log covers: its sequence and the overlay dots that it has adopted.
     log: Arc<EdgeContext>,
     overlay: Overlay,
+    graph: GraphVersion,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
     dropped: bool,

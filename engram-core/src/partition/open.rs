@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringTreemap;
 
+use super::graph::GraphVersion;
 use super::overlay::Overlay;
 use super::record::{MarkRecord, StateRecord, VectorRecord};
 use super::requests::{RequestBounds, RequestTable};
@@ -214,6 +215,7 @@ impl Parts {
             }),
             state: Arc::new(self.state),
             overlay: self.overlay,
+            graph: GraphVersion::default(),
             dropped: false,
         };
         Arc::new(Partition {
@@ -230,6 +232,8 @@ impl Parts {
             published: RwLock::new(published),
             overlay_conflicts: AtomicU64::new(0),
             oldest_generation: Mutex::new(self.oldest),
+            graph_wanted: AtomicBool::new(false),
+            graph_building: AtomicBool::new(false),
         })
     }
 

@@ -28,6 +28,8 @@ pub struct Step<'a> {
     pub killed: Vec<VectorId>,
     /// Overlay dots that this command brings into the log.
     pub adopting: Vec<OverlayDot>,
+    /// Memories that come, go, or whose out-edges change.
+    pub graph_touched: Vec<MemoryHash>,
     edge_changes: u32,
 }
 
@@ -60,6 +62,7 @@ impl<'a> Step<'a> {
             inserted: Vec::new(),
             killed: Vec::new(),
             adopting: Vec::new(),
+            graph_touched: Vec::new(),
             edge_changes: 0,
         }
     }
@@ -173,6 +176,9 @@ impl<'a> Step<'a> {
         for (hash, touched) in std::mem::take(&mut self.memories) {
             if !touched.is_changed() {
                 continue;
+            }
+            if touched.existed() != touched.now().is_some() {
+                self.graph_touched.push(hash);
             }
             let key = keys::memory(self.partition, hash);
             let mut after = 0;

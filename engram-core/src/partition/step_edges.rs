@@ -292,6 +292,9 @@ impl Step<'_> {
             if !touched.is_changed() {
                 continue;
             }
+            if self.graph_touched.last() != Some(&key.from) {
+                self.graph_touched.push(key.from);
+            }
             let now = touched.now().filter(|record| !record.state.is_empty());
             let forward = keys::edge(self.partition, &key);
             let reverse = keys::reverse_edge(self.partition, &key);

@@ -1,11 +1,13 @@
-//! One partition's part of a spread: the rules on what arrived in a hop, and the shares that go
-//! out. Used alike by the oracle and by each participant.
+//! One partition's part of a spread, as plainly as the rules can be written: what arrived in a hop,
+//! and the shares that go out. It is the oracle, and what runs where a graph has no projection or
+//! paths are to be told; [`super::engine`] must do the same on arrays.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::outcome::HopStats;
-use super::parameters::{Normalization, SpreadParameters};
+use super::parameters::SpreadParameters;
+use super::split::share;
 use super::wire::{Arrival, Best, TraceEntry};
 use super::{Adjacency, OutEdge};
 use crate::limits::SPREAD_TARGETS_MAX;
@@ -26,6 +28,8 @@ pub(super) enum BoardError<E> {
 pub(super) struct Board {
     entries: BTreeMap<MemoryHash, Entry>,
     trace: Vec<TraceEntry>,
+    /// Edges looked at and memories that looked, in the last hop.
+    looked_at: u64,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +57,11 @@ impl Board {
             .map(|(memory, entry)| (*memory, entry.total))
     }
 
+    /// What rounding down can have taken from all shares of the last hop, at most.
+    pub(super) fn rounding(&self) -> u64 {
+        self.looked_at
+    }
+
     /// What is to be explained; leaves none behind.
     pub(super) fn take_trace(&mut self) -> Vec<TraceEntry> {
         std::mem::take(&mut self.trace)
@@ -73,6 +82,7 @@ impl Board {
         };
         let mut outbox = Outbox::default();
         let mut edges = Vec::new();
+        self.looked_at = 0;
         for arrival in merge(arrivals) {
             let memory = arrival.target;
             let Some(amount) = self.count(adjacency, parameters, hop, arrival)? else {
@@ -86,6 +96,7 @@ impl Board {
             adjacency
                 .out_edges(memory, &mut edges)
                 .map_err(BoardError::Adjacency)?;
+            self.looked_at += edges.len() as u64 + 1;
             let followed = send(memory, amount, &edges, parameters, &mut outbox);
             if outbox.is_over_full() {
                 return Err(BoardError::TooManyTargets);
@@ -146,7 +157,7 @@ impl Board {
     }
 }
 
-fn scale(amount: u64, factor: Unit) -> u64 {
+pub(super) fn scale(amount: u64, factor: Unit) -> u64 {
     ((u128::from(amount) * u128::from(factor.bits())) >> 32) as u64
 }
 
@@ -171,7 +182,10 @@ fn send(
         .sum();
     let mut shares: Vec<(u64, &OutEdge)> = weighted
         .into_iter()
-        .map(|(edge, weight)| (share(amount, weight, sum, parameters), edge))
+        .map(|(edge, weight)| {
+            let (decay, normalization) = (parameters.decay, parameters.normalization);
+            (share(amount, decay, weight, sum, normalization), edge)
+        })
         .filter(|(share, _)| *share > 0)
         .collect();
     if let Some(limit) = parameters.fan_limit
@@ -202,19 +216,6 @@ fn send(
         });
     }
     shares.len() as u64
-}
-
-/// `floor(x d w / sum w)` or `floor(x d w)`. The product is below 2^128: x < 2^64, d and w are at
-/// most 2^32.
-fn share(amount: u64, weight: Unit, sum: u128, parameters: &SpreadParameters) -> u64 {
-    let scaled = u128::from(parameters.decay.bits()) * u128::from(weight.bits());
-    let product = u128::from(amount) * scaled;
-    let share = match parameters.normalization {
-        Normalization::None => product >> 64,
-        // A sum of at least 2^96 would need 2^64 edges.
-        Normalization::Fan => product.checked_div(sum << 32).unwrap_or(0),
-    };
-    u64::try_from(share).unwrap_or(u64::MAX)
 }
 
 /// Shares to send, merged by target whenever they have doubled.

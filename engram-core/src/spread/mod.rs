@@ -1,6 +1,7 @@
 //! Spreading activation: the reference semantics on one partition, and the same across many.
 //!
-//! [`spread`] is the oracle: one adjacency, no messages. [`Participant`] and [`Coordinator`] are
+//! [`spread`] is the oracle: one adjacency, no messages; [`run`] does the same on a [`Projection`],
+//! the graph as arrays. [`Participant`] and [`Coordinator`] are
 //! the `exact` protocol as pure steps (ADR 0005): the node feeds them frames and reports, in any
 //! order and any number of times, and carries what they emit. Integers only, every rounding is
 //! floor, sums commute: both give the same bits on every layout. The rules in full, with their
@@ -11,21 +12,46 @@
 
 mod board;
 mod coordinator;
+mod crew;
+mod engine;
+mod ledger;
 mod outcome;
 mod parameters;
 mod participant;
+mod plan;
+mod projection;
+mod push;
+mod ranking;
 mod reference;
+mod scratch;
+mod seen;
+mod split;
 mod wire;
+mod workbench;
 
-pub use coordinator::{Coordinator, CoordinatorError, Finished, SpreadPlan};
+pub use coordinator::{Coordinator, CoordinatorError, Directions, Finished, SpreadPlan};
+pub use crew::{Alone, Crew};
+pub use ledger::{Accounting, Bound, ByRemaining, Cell, Cells, INJECTED_MAX};
 pub use outcome::{Activated, HopStats, PathStep, SpreadOutcome};
 pub use parameters::{Normalization, SpreadParameters, SpreadParametersError};
 pub use participant::{Participant, ParticipantError, Received, Step};
-pub use reference::{SpreadError, spread};
-pub use wire::{
-    Arrival, Best, Frame, ParticipantPlan, PartitionPlan, PlanError, QueryId, Report, ReportEnd,
-    Section, Seed, SpreadStart, TraceEntry, WireError,
+pub use plan::PlanError;
+pub use projection::{
+    ChangedVertices, PROJECTION_MAX, Projected, ProjectedEdge, Projection, ProjectionBuilder,
+    ProjectionBytes, ProjectionError,
 };
+pub use push::{
+    CREDIT_START, NotAParticipant, NotLinear, Push, PushCoordinator, PushReport, PushSection,
+    PushStep, Pusher, PusherError, check_rules,
+};
+pub use ranking::Rank;
+pub use reference::{Activation, SpreadError, activate, run, spread};
+pub use wire::{
+    Arrival, Best, Control, Frame, ParticipantPlan, PartitionPlan, QueryId, Report, ReportEnd,
+    Section, Seed, SpreadMode, SpreadStart, TraceEntry, WireError,
+};
+
+use std::sync::Arc;
 
 use crate::types::{EdgeContext, HashSlot, MemoryHash, MemoryId, Relation, Unit};
 
@@ -58,6 +84,11 @@ pub trait Adjacency {
 
     /// What this query reads: the pinned sequence and overlay context.
     fn pinned(&self) -> EdgeContext;
+
+    /// The same graph as arrays, where there are any.
+    fn projected(&self) -> Option<&Arc<Projected>> {
+        None
+    }
 }
 
 /// A live edge as spreading needs it.

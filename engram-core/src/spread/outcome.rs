@@ -1,5 +1,6 @@
 //! What a spread answers, and how paths are told from the predecessors.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -65,10 +66,64 @@ pub(super) fn most_activated(
     totals: impl IntoIterator<Item = (MemoryHash, u64)>,
     limit: usize,
 ) -> Vec<(MemoryHash, u64)> {
-    let mut all: Vec<(MemoryHash, u64)> = totals.into_iter().collect();
-    all.sort_unstable_by(|left, right| right.1.cmp(&left.1).then(left.0.cmp(&right.0)));
-    all.truncate(limit);
-    all
+    let mut top = Top::new(limit);
+    for (memory, total) in totals {
+        top.offer(total, memory);
+    }
+    top.finish().collect()
+}
+
+/// Keeps the greatest of many totals, of equals those with the least key, without putting all of
+/// them in order.
+pub(super) struct Top<K> {
+    limit: usize,
+    held: Vec<(Reverse<u64>, K)>,
+    /// Totals below it cannot be among the greatest.
+    floor: u64,
+}
+
+/// Held beyond the limit, at least, before the least are dropped.
+const TOP_SLACK: usize = 64;
+/// Room made at once, at most.
+const TOP_RESERVED: usize = 1_024;
+
+impl<K: Ord> Top<K> {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            held: Vec::with_capacity(limit.saturating_add(TOP_SLACK).min(TOP_RESERVED)),
+            floor: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn offer(&mut self, total: u64, key: K) {
+        if total < self.floor {
+            return;
+        }
+        self.held.push((Reverse(total), key));
+        if self.held.len() >= self.limit.saturating_mul(2).saturating_add(TOP_SLACK) {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        if self.held.len() > self.limit && self.limit > 0 {
+            self.held.select_nth_unstable(self.limit - 1);
+        }
+        self.held.truncate(self.limit);
+        self.floor = match self.held.last() {
+            Some((Reverse(least), _)) if self.held.len() == self.limit => *least,
+            _ => self.floor,
+        };
+    }
+
+    pub(super) fn finish(mut self) -> impl Iterator<Item = (K, u64)> {
+        self.shrink();
+        self.held.sort_unstable();
+        let held = self.held.into_iter();
+        held.map(|(Reverse(total), key)| (key, total))
+    }
 }
 
 /// Adds up what several partitions did in the same hops.

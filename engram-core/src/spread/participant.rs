@@ -11,12 +11,19 @@
 //! this participant's frame for each hop; frames of two hops are kept, no more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Adjacency;
-use super::board::{Board, BoardError, Outgoing};
+use super::board::{BoardError, Outgoing};
+use super::crew::{Alone, Crew};
+use super::engine::Sent;
+use super::ledger::{ByRemaining, Cell, Cells, book, book_remaining};
 use super::outcome::{HopStats, add_hops, most_activated};
+use super::plan::{Place, PlanError, SlotTable};
 use super::reference::missing;
-use super::wire::{Arrival, Frame, PlanError, Report, ReportEnd, Section, SlotTable, SpreadStart};
+use super::seen::Seen;
+use super::wire::{Arrival, Control, Frame, Report, ReportEnd, Section, SpreadMode, SpreadStart};
+use super::workbench::Workbench;
 use crate::limits;
 use crate::planted;
 use crate::types::{NodeId, PartitionId};
@@ -35,12 +42,21 @@ pub struct Participant<A> {
     hops: Vec<HopStats>,
     lamport: u64,
     sequence: u64,
+    crew: Arc<dyn Crew + Send>,
+    excluded: BTreeSet<NodeId>,
+    controls: Seen,
+    /// The last hop for which frames were sent.
+    emitted_hop: u32,
+    /// Between partitions; what stays in one is neither.
+    sent: Cells,
+    consumed: Cells,
+    rounding: ByRemaining,
 }
 
 struct Local<A> {
     partition: PartitionId,
     adjacency: A,
-    board: Board,
+    bench: Workbench,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +87,9 @@ pub struct Step {
     pub frames: Vec<(NodeId, Frame)>,
     /// To send to the coordinator: this participant is done.
     pub report: Option<Report>,
+    /// Hops that are complete everywhere, as far as this participant learned it in this step. The
+    /// last one is known from the reports alone.
+    pub hops: Vec<HopStats>,
 }
 
 /// Why a step failed.
@@ -109,50 +128,39 @@ impl<A: Adjacency> Participant<A> {
         node: NodeId,
         partitions: Vec<(PartitionId, A)>,
     ) -> Result<Self, PlanError> {
-        start.check()?;
-        let slots = SlotTable::new(&start.participants)?;
-        let me = start
-            .participants
-            .iter()
-            .position(|participant| participant.node == node)
-            .ok_or(PlanError::NotAParticipant(node))?;
-        if start
-            .seeds
-            .iter()
-            .any(|seed| slots.place(seed.slot).0 != me)
-        {
-            return Err(PlanError::ForeignSeed);
+        let (me, slots, ordered) = start.seat(node, partitions)?;
+        if start.mode != SpreadMode::Exact {
+            return Err(PlanError::WrongMode);
         }
-        let mut given: BTreeMap<PartitionId, A> = BTreeMap::new();
-        for (partition, adjacency) in partitions {
-            if given.insert(partition, adjacency).is_some() {
-                return Err(PlanError::PartitionTwice(partition));
-            }
-        }
-        let mut ordered = Vec::new();
-        for plan in &start.participants[me].partitions {
-            let partition = plan.partition;
-            let adjacency = given.remove(&partition).ok_or(PlanError::WrongPartitions)?;
-            ordered.push(Local {
-                partition,
-                adjacency,
-                board: Board::default(),
-            });
-        }
-        if !given.is_empty() {
-            return Err(PlanError::WrongPartitions);
-        }
+        let local = |(partition, adjacency)| Local {
+            partition,
+            bench: Workbench::new(&adjacency, &start.parameters),
+            adjacency,
+        };
+        let partitions = ordered.into_iter().map(local).collect();
         Ok(Self {
             start,
             me,
             slots,
-            partitions: ordered,
+            partitions,
             phase: Phase::Created,
             inbox: BTreeMap::new(),
             hops: Vec::new(),
             lamport: 0,
             sequence: 0,
+            crew: Arc::new(Alone),
+            excluded: BTreeSet::new(),
+            controls: Seen::default(),
+            emitted_hop: 0,
+            sent: Cells::new(),
+            consumed: Cells::new(),
+            rounding: ByRemaining::new(),
         })
+    }
+
+    /// The threads that work on its hops; without this, the calling one alone.
+    pub fn set_crew(&mut self, crew: Arc<dyn Crew + Send>) {
+        self.crew = crew;
     }
 
     /// Injects the seeds and processes hop 0, and more if frames are there already. Later calls
@@ -167,7 +175,15 @@ impl<A: Adjacency> Participant<A> {
         }
         let mut arrivals: Vec<Vec<Arrival>> = self.partitions.iter().map(|_| Vec::new()).collect();
         for seed in &self.start.seeds {
-            let (_, partition) = self.slots.place(seed.slot);
+            let Place::At { partition, .. } = self.slots.place(seed.slot) else {
+                continue;
+            };
+            let cell = Cell {
+                from: None,
+                to: self.partitions[partition].partition,
+                remaining: self.start.parameters.hops,
+            };
+            book(&mut self.consumed, cell, u128::from(seed.amount));
             let arrival = Arrival {
                 target: seed.memory,
                 amount: seed.amount,
@@ -218,10 +234,57 @@ impl<A: Adjacency> Participant<A> {
         }
     }
 
-    /// Whether it has reported or is lost: nothing more will come of it.
+    /// Takes a word of the coordinator, in any order, doubled or late. After an exclusion the rest
+    /// goes on without the excluded: what was not consumed of them is dropped, and every hop is
+    /// processed, because not all may know what the excluded sent last.
+    ///
+    /// # Errors
+    /// When a hop cannot be processed; the participant is lost then.
+    pub fn on_control(&mut self, control: &Control) -> Result<Step, ParticipantError<A::Error>> {
+        let mut step = Step::default();
+        if (control.query, control.attempt) != (self.start.query, self.start.attempt) {
+            step.received = Received::Foreign;
+            return Ok(step);
+        }
+        if !self.controls.insert(control.number) {
+            step.received = Received::Repeated;
+            return Ok(step);
+        }
+        if control.is_over {
+            self.phase = Phase::Failed;
+            self.inbox.clear();
+            return Ok(step);
+        }
+        self.excluded.extend(&control.excluded);
+        for frames in self.inbox.values_mut() {
+            frames.retain(|node, _| !self.excluded.contains(node));
+        }
+        if self.phase == Phase::Done {
+            // Those that go on need its frames, even if there is nothing in them.
+            for hop in self.emitted_hop + 1..=self.start.parameters.hops {
+                let nothing = self.partitions.iter().map(|_| Sent::default()).collect();
+                self.emit(hop, nothing, &mut step);
+            }
+            self.inbox.clear();
+            return Ok(step);
+        }
+        self.guarded(|this| {
+            this.advance(&mut step)?;
+            Ok(step)
+        })
+    }
+
+    /// Whether it has reported or is lost: frames do not move it any more. Until its coordinator
+    /// says that the query is over it may have to answer an exclusion.
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Done | Phase::Failed)
+    }
+
+    /// Whether nothing can be wanted of it any more: it is lost, or its coordinator said so.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.phase == Phase::Failed
     }
 
     fn guarded<T>(
@@ -252,10 +315,12 @@ impl<A: Adjacency> Participant<A> {
         if frame.source == self.node() {
             return Err(bad("its source is the receiver"));
         }
-        if frame.hop < awaited {
+        if frame.hop < awaited || self.excluded.contains(&frame.source) {
             return Ok(Received::Repeated);
         }
-        if frame.hop > self.start.parameters.hops || frame.hop > awaited + 1 {
+        // One that has ended says so for all hops that are left, when some were excluded.
+        let is_ahead = frame.hop > awaited + 1 && !frame.is_empty();
+        if frame.hop > self.start.parameters.hops || is_ahead {
             return Err(bad("it is of a hop that nobody can have reached"));
         }
         if self
@@ -303,13 +368,20 @@ impl<A: Adjacency> Participant<A> {
     fn advance(&mut self, step: &mut Step) -> Result<(), ParticipantError<A::Error>> {
         while let Phase::Awaiting { hop } = self.phase {
             let had = self.inbox.get(&hop).map_or(0, BTreeMap::len);
-            if had < self.start.participants.len() {
+            if had + self.excluded.len() < self.start.participants.len() {
                 return Ok(());
             }
             let frames = self.inbox.remove(&hop).unwrap_or_default();
             let sum =
                 |part: fn(&Frame) -> u64| frames.values().map(part).fold(0, u64::saturating_add);
-            if sum(|frame| frame.emitted) == 0 {
+            if self.excluded.is_empty() {
+                step.hops.push(HopStats {
+                    hop: hop - 1,
+                    active: sum(|frame| frame.stats.active),
+                    edges_followed: sum(|frame| frame.stats.edges_followed),
+                });
+            }
+            if self.excluded.is_empty() && sum(|frame| frame.emitted) == 0 {
                 self.finish(ReportEnd::Complete, step)?;
             } else if sum(|frame| frame.activated) > self.start.parameters.activated_max as u64 {
                 self.finish(ReportEnd::TooManyActivated { hop: hop - 1 }, step)?;
@@ -322,10 +394,12 @@ impl<A: Adjacency> Participant<A> {
     }
 
     /// What arrived, for each of this node's partitions.
-    fn sort_out(&self, frames: BTreeMap<NodeId, Frame>) -> Vec<Vec<Arrival>> {
+    fn sort_out(&mut self, frames: BTreeMap<NodeId, Frame>) -> Vec<Vec<Arrival>> {
         let mut arrivals: Vec<Vec<Arrival>> = self.partitions.iter().map(|_| Vec::new()).collect();
         for frame in frames.into_values() {
+            let remaining = self.start.parameters.hops - frame.hop;
             for (index, section) in frame.sections.into_iter().enumerate() {
+                book(&mut self.consumed, section.cell(remaining), section.sum());
                 // Sections of a frame go through this node's partitions again and again.
                 arrivals[index % self.partitions.len()].extend(section.arrivals);
             }
@@ -342,11 +416,16 @@ impl<A: Adjacency> Participant<A> {
     ) -> Result<(), ParticipantError<A::Error>> {
         let mut outgoing = Vec::new();
         for (local, arrivals) in self.partitions.iter_mut().zip(arrivals) {
-            let (stats, sent) =
-                local
-                    .board
-                    .process(&local.adjacency, &self.start.parameters, hop, arrivals)?;
+            let (stats, sent) = local.bench.process(
+                &local.adjacency,
+                &self.start.parameters,
+                hop,
+                arrivals,
+                &*self.crew,
+            )?;
             add_hops(&mut self.hops, &[stats]);
+            let remaining = self.start.parameters.hops.saturating_sub(hop + 1);
+            book_remaining(&mut self.rounding, remaining, u128::from(sent.rounding));
             outgoing.push(sent);
         }
         if hop == self.start.parameters.hops {
@@ -358,15 +437,27 @@ impl<A: Adjacency> Participant<A> {
     }
 
     /// One frame per participant; the own one goes straight into the inbox.
-    fn emit(&mut self, hop: u32, outgoing: Vec<Vec<Outgoing>>, step: &mut Step) {
-        let emitted = outgoing.iter().map(|sent| sent.len() as u64).sum();
+    fn emit(&mut self, hop: u32, outgoing: Vec<Sent>, step: &mut Step) {
+        let emitted = outgoing
+            .iter()
+            .map(|sent| sent.outgoing.len() as u64 + sent.kept)
+            .sum();
         let activated = self
             .partitions
             .iter()
-            .map(|local| local.board.activated())
+            .map(|local| local.bench.activated())
             .sum();
+        let stats = self.hops.last().copied().unwrap_or_default();
         self.lamport = self.lamport.saturating_add(1);
-        for (node, sections) in self.sections(outgoing) {
+        self.emitted_hop = hop;
+        let remaining = self.start.parameters.hops - hop;
+        for (node, sections) in self.sections(outgoing, remaining) {
+            for section in &sections {
+                book(&mut self.sent, section.cell(remaining), section.sum());
+            }
+            if self.excluded.contains(&node) {
+                continue;
+            }
             self.sequence += 1;
             let frame = Frame {
                 query: self.start.query,
@@ -378,6 +469,7 @@ impl<A: Adjacency> Participant<A> {
                 credit: 0,
                 activated,
                 emitted,
+                stats,
                 sections,
             };
             if node == self.node() {
@@ -388,8 +480,8 @@ impl<A: Adjacency> Participant<A> {
         }
     }
 
-    /// For each participant its sections, empty ones included.
-    fn sections(&self, outgoing: Vec<Vec<Outgoing>>) -> Vec<(NodeId, Vec<Section>)> {
+    /// For each participant its sections, empty ones included. What goes to nobody is booked.
+    fn sections(&mut self, outgoing: Vec<Sent>, remaining: u32) -> Vec<(NodeId, Vec<Section>)> {
         let participants = &self.start.participants;
         let mut frames: Vec<(NodeId, Vec<Section>)> = participants
             .iter()
@@ -404,11 +496,22 @@ impl<A: Adjacency> Participant<A> {
                     arrivals: Vec::new(),
                 }));
             }
-            for Outgoing { slot, arrival } in sent {
-                let (node, partition) = self.slots.place(slot);
-                frames[node].1[first[node] + partition]
-                    .arrivals
-                    .push(arrival);
+            for Outgoing { slot, arrival } in sent.outgoing {
+                match self.slots.place(slot) {
+                    Place::At { node, partition } => {
+                        let section = &mut frames[node].1[first[node] + partition];
+                        section.arrivals.push(arrival);
+                    }
+                    Place::Unreachable(to) => {
+                        let from = Some(local.partition);
+                        let cell = Cell {
+                            from,
+                            to,
+                            remaining,
+                        };
+                        book(&mut self.sent, cell, u128::from(arrival.amount));
+                    }
+                }
             }
         }
         frames
@@ -439,17 +542,21 @@ impl<A: Adjacency> Participant<A> {
             activated: Vec::new(),
             activated_total: 0,
             missing_seeds: Vec::new(),
+            sent: std::mem::take(&mut self.sent),
+            consumed: std::mem::take(&mut self.consumed),
+            rounding: std::mem::take(&mut self.rounding),
             trace: Vec::new(),
             names: BTreeMap::new(),
         };
-        let limit = self.start.parameters.limit;
+        // One more than is answered: it tells how certain the last place is.
+        let limit = self.start.parameters.limit.saturating_add(1);
         for (index, local) in self.partitions.iter_mut().enumerate() {
             report
                 .pinned
                 .push((local.partition, local.adjacency.pinned()));
-            report.activated_total += local.board.activated();
-            let activated = most_activated(local.board.totals(), limit);
-            let trace = local.board.take_trace();
+            report.activated_total += local.bench.activated();
+            let activated = local.bench.top(limit);
+            let trace = local.bench.take_trace();
             let traced = trace.iter().map(|entry| entry.memory);
             let named: BTreeSet<_> = activated
                 .iter()
@@ -459,11 +566,10 @@ impl<A: Adjacency> Participant<A> {
             for memory in named {
                 report.names.insert(memory, local.adjacency.id(memory)?);
             }
-            let seeds = self
-                .start
-                .seeds
-                .iter()
-                .filter(|seed| self.slots.place(seed.slot).1 == index);
+            let seeds = self.start.seeds.iter().filter(|seed| {
+                let place = self.slots.place(seed.slot);
+                matches!(place, Place::At { partition, .. } if partition == index)
+            });
             report
                 .missing_seeds
                 .extend(missing(&local.adjacency, seeds.map(|seed| seed.memory))?);

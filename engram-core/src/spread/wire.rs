@@ -3,19 +3,20 @@
 //! Encoded as a version byte and postcard. Decoding is bounded by the caller's bytes, allocates
 //! no more than they justify, and answers hostile input with a [`WireError`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ledger::{ByRemaining, Cell, Cells};
 use super::outcome::HopStats;
-use super::parameters::{SpreadParameters, SpreadParametersError};
+use super::parameters::SpreadParameters;
 use crate::limits;
 use crate::types::{
     EdgeContext, HashSlot, MemoryHash, MemoryId, NodeId, PartitionId, Relation, SlotRange,
 };
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// 128 random bits that name a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,7 +45,20 @@ pub struct Seed {
     pub amount: u64,
 }
 
-/// From the coordinator to each participant.
+/// How a spread runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpreadMode {
+    /// Hop by hop, the same bits on every layout.
+    #[default]
+    Exact,
+    /// Residual push, with a bound on what it lacks.
+    Async {
+        /// Amounts below it count and do not travel on.
+        cut_off: u64,
+    },
+}
+
+/// From the coordinator to each participant, at the beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpreadStart {
     pub query: QueryId,
@@ -53,12 +67,34 @@ pub struct SpreadStart {
     /// All participants; every slot belongs to exactly one partition of one of them.
     pub participants: Vec<ParticipantPlan>,
     pub parameters: SpreadParameters,
+    /// Partitions that nobody serves: what goes to them is missing.
+    pub unreachable: Vec<PartitionPlan>,
+    pub mode: SpreadMode,
+    /// Credit of the receiver in `async`.
+    pub credit: u64,
     /// For the adjacency: the filter as the caller wrote it; empty: none.
     pub filter: String,
     /// For the adjacency: the time at which decay is read.
     pub now_millis: u64,
     /// Those of the receiver's partitions.
     pub seeds: Vec<Seed>,
+}
+
+/// From the coordinator to a participant, while the query runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Control {
+    pub query: QueryId,
+    pub attempt: u32,
+    /// Counts the controls to the receiver in this attempt, from 1.
+    pub number: u64,
+    /// Credit that was asked for; 0: none.
+    pub credit: u64,
+    /// How many exclusions there have been.
+    pub exclusion: u32,
+    /// All nodes that no longer take part.
+    pub excluded: Vec<NodeId>,
+    /// The query is over: it may be forgotten.
+    pub is_over: bool,
 }
 
 /// The best single share of an amount: greatest share, then least source, then least relation.
@@ -103,6 +139,8 @@ pub struct Frame {
     pub activated: u64,
     /// Arrivals that the source sends to all participants for this hop; all 0 = finished.
     pub emitted: u64,
+    /// What the source did in the hop before.
+    pub stats: HopStats,
     /// One per (source partition, target partition), in the order of the plan.
     pub sections: Vec<Section>,
 }
@@ -145,6 +183,12 @@ pub struct Report {
     /// Activated in all.
     pub activated_total: u64,
     pub missing_seeds: Vec<MemoryHash>,
+    /// Activation sent to other partitions and consumed from others and from seeds, complete when
+    /// the end is.
+    pub sent: Cells,
+    pub consumed: Cells,
+    /// What rounding can have taken, at most.
+    pub rounding: ByRemaining,
     /// With `explain`.
     pub trace: Vec<TraceEntry>,
     /// Ids of `activated`, and with `explain` of the memories in `trace`.
@@ -166,62 +210,45 @@ pub enum WireError {
     Malformed { what: &'static str, reason: String },
 }
 
-/// Why a start or a plan makes no sense.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    #[error(transparent)]
-    Parameters(#[from] SpreadParametersError),
-    #[error("node {0} takes part twice")]
-    NodeTwice(NodeId),
-    #[error("node {0} takes part without a partition")]
-    NoPartition(NodeId),
-    #[error("partition {0} takes part twice")]
-    PartitionTwice(PartitionId),
-    #[error("the partitions do not cover every hash slot exactly once, see slot {slot}")]
-    Slots { slot: u16 },
-    #[error("node {0} does not take part")]
-    NotAParticipant(NodeId),
-    #[error("a seed belongs to a partition of another node")]
-    ForeignSeed,
-    #[error("{actual} seeds, at most {max} are allowed", max = limits::SEEDS_MAX)]
-    TooManySeeds { actual: usize },
-    #[error("the caller's partitions are not those of the plan")]
-    WrongPartitions,
-}
-
+/// Encoding and bounded decoding of a message.
 macro_rules! coded {
     ($name:ident, $what:literal, $max:expr) => {
         impl $name {
             #[must_use]
             pub fn encode(&self) -> Vec<u8> {
-                encode(self)
+                $crate::spread::wire::encode(self)
             }
 
             /// # Errors
             /// When the bytes are too many, of another version, cut or malformed.
-            pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
-                let value: Self = decode($what, bytes, $max)?;
-                value.check_form().map_err(|reason| WireError::Malformed {
-                    what: $what,
-                    reason,
-                })?;
+            pub fn decode(bytes: &[u8]) -> Result<Self, $crate::spread::WireError> {
+                let value: Self = $crate::spread::wire::decode($what, bytes, $max)?;
+                value
+                    .check_form()
+                    .map_err(|reason| $crate::spread::WireError::Malformed {
+                        what: $what,
+                        reason,
+                    })?;
                 Ok(value)
             }
         }
     };
 }
 
+pub(in crate::spread) use coded;
+
 coded!(SpreadStart, "spread start", limits::SPREAD_START_BYTES_MAX);
+coded!(Control, "spread control", limits::SPREAD_START_BYTES_MAX);
 coded!(Frame, "spread frame", limits::SPREAD_FRAME_BYTES_MAX);
 coded!(Report, "spread report", limits::SPREAD_FRAME_BYTES_MAX);
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let encoded = postcard::to_extend(value, vec![VERSION]);
     assert!(encoded.is_ok(), "memory takes every message");
     encoded.unwrap_or_default()
 }
 
-fn decode<T: DeserializeOwned>(
+pub(super) fn decode<T: DeserializeOwned>(
     what: &'static str,
     bytes: &[u8],
     max: usize,
@@ -266,23 +293,47 @@ impl SpreadStart {
         }
         self.check().map_err(|error| error.to_string())
     }
+}
 
-    /// # Errors
-    /// What makes no sense in it: partitions or nodes named twice, slots not covered once, too
-    /// many seeds, parameters out of range.
-    pub fn check(&self) -> Result<(), PlanError> {
-        self.parameters.check()?;
-        check_participants(&self.participants)?;
-        if self.seeds.len() > limits::SEEDS_MAX {
-            return Err(PlanError::TooManySeeds {
-                actual: self.seeds.len(),
-            });
-        }
+impl Control {
+    #[allow(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "every message has a check of its form"
+    )]
+    fn check_form(&self) -> Result<(), String> {
         Ok(())
     }
 }
 
+impl Section {
+    pub(super) fn cell(&self, remaining: u32) -> Cell {
+        Cell {
+            from: Some(self.from),
+            to: self.to,
+            remaining,
+        }
+    }
+
+    /// What it carries.
+    pub(super) fn sum(&self) -> u128 {
+        self.arrivals
+            .iter()
+            .map(|arrival| u128::from(arrival.amount))
+            .sum()
+    }
+}
+
 impl Frame {
+    /// It says that there is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.emitted == 0
+            && self
+                .sections
+                .iter()
+                .all(|section| section.arrivals.is_empty())
+    }
+
     fn check_form(&self) -> Result<(), String> {
         let arrivals = self.sections.iter().flat_map(|section| &section.arrivals);
         arrivals
@@ -297,67 +348,5 @@ impl Report {
         bests
             .map(|best| &best.relation)
             .try_for_each(check_relation)
-    }
-}
-
-/// Every slot in exactly one partition, nodes and partitions named once.
-pub(super) fn check_participants(participants: &[ParticipantPlan]) -> Result<(), PlanError> {
-    let mut nodes = BTreeSet::new();
-    let mut partitions = BTreeSet::new();
-    for participant in participants {
-        if !nodes.insert(participant.node) {
-            return Err(PlanError::NodeTwice(participant.node));
-        }
-        if participant.partitions.is_empty() {
-            return Err(PlanError::NoPartition(participant.node));
-        }
-        for plan in &participant.partitions {
-            if !partitions.insert(plan.partition) {
-                return Err(PlanError::PartitionTwice(plan.partition));
-            }
-        }
-    }
-    SlotTable::new(participants).map(|_| ())
-}
-
-/// Which partition of which participant holds a slot.
-#[derive(Clone, Debug)]
-pub(super) struct SlotTable {
-    /// (first slot, index of the participant, index of its partition), ascending.
-    starts: Vec<(u16, usize, usize)>,
-}
-
-impl SlotTable {
-    pub(super) fn new(participants: &[ParticipantPlan]) -> Result<Self, PlanError> {
-        let mut ranges = Vec::new();
-        for (node, participant) in participants.iter().enumerate() {
-            for (index, plan) in participant.partitions.iter().enumerate() {
-                ranges.push((plan.slots.start, plan.slots.end, node, index));
-            }
-        }
-        ranges.sort_unstable();
-        let mut covered = 0;
-        for (start, end, ..) in &ranges {
-            if *start != covered || end <= start {
-                return Err(PlanError::Slots { slot: covered });
-            }
-            covered = *end;
-        }
-        if covered != limits::HASH_SLOTS {
-            return Err(PlanError::Slots { slot: covered });
-        }
-        Ok(Self {
-            starts: ranges
-                .into_iter()
-                .map(|(start, _, node, index)| (start, node, index))
-                .collect(),
-        })
-    }
-
-    /// (index of the participant, index of its partition).
-    pub(super) fn place(&self, slot: HashSlot) -> (usize, usize) {
-        let after = self.starts.partition_point(|(start, ..)| *start <= slot.0);
-        let (_, node, index) = self.starts[after.saturating_sub(1)];
-        (node, index)
     }
 }

@@ -9,7 +9,7 @@ use engram_core::filter::Filter;
 use engram_core::partition::{LocalChange, Partition, PartitionAdjacency};
 use engram_core::spread::{
     self, Coordinator, Frame, Normalization, Participant, ParticipantPlan, PartitionPlan, QueryId,
-    Seed, SpreadOutcome, SpreadParameters, SpreadPlan, Step,
+    Seed, SpreadMode, SpreadOutcome, SpreadParameters, SpreadPlan, Step,
 };
 use engram_core::storage::{Batch, Durability, MemoryStorage, Storage};
 use engram_core::types::{
@@ -154,6 +154,8 @@ impl Layout {
             attempt: 1,
             coordinator: NodeId(1),
             participants: (0..nodes).map(participant).collect(),
+            unreachable: Vec::new(),
+            mode: SpreadMode::Exact,
             parameters: query.parameters.clone(),
             filter: query.filter.to_owned(),
             now_millis: NOW,

@@ -70,12 +70,20 @@ pub struct SpreadArgs {
     /// Answer from any replicas, however far behind
     #[arg(long)]
     pub stale: bool,
+    /// Async: an activation below it counts and does not travel on
+    #[arg(long, value_name = "A", default_value_t = 0.0)]
+    pub cut_off: f64,
+    /// Fail when a partition cannot be reached, instead of answering without it
+    #[arg(long)]
+    pub require_complete: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ModeArg {
+    /// Hop by hop: the same answer on every layout
     #[default]
     Exact,
+    /// Without waiting for each other: linear rules only, with a bound on what the answer lacks
     Async,
 }
 
@@ -125,14 +133,17 @@ impl SpreadArgs {
             limit: self.limit,
             explain,
             consistency: consistency(self.stale),
+            cut_off: self.cut_off,
+            require_complete: self.require_complete,
             ..Default::default()
         }
     }
 }
 
 pub async fn run(args: &SpreadArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
-    // A drawing is made of the paths.
-    let explain = args.explain || client_args.output == Output::Dot;
+    // A drawing is made of the paths, where there are any.
+    let is_drawing = client_args.output == Output::Dot && args.mode == ModeArg::Exact;
+    let explain = args.explain || is_drawing;
     let space = client_args.connect()?.space(&args.space);
     let answer = space.spread(args.request(explain)).await?;
     match client_args.output {
@@ -161,6 +172,8 @@ fn json(answer: &SpreadAnswer) -> Value {
             "activation": memory.activation,
             "score": memory.score,
             "path": memory.path.iter().map(step).collect::<Vec<_>>(),
+            "activation_at_most": memory.activation_at_most,
+            "certain_before_next": memory.certain_before_next,
         })
     });
     json!({
@@ -169,7 +182,51 @@ fn json(answer: &SpreadAnswer) -> Value {
         "activated_total": answer.result.activated_total,
         "edges_followed": answer.result.edges_followed,
         "missing_seeds": answer.result.missing_seeds,
+        "accounting": answer.result.accounting.as_ref().map(accounting_json),
     })
+}
+
+fn accounting_json(accounting: &v1::SpreadAccounting) -> Value {
+    let cell = |cell: &v1::MissingActivation| {
+        json!({
+            "from_partition": cell.from_partition,
+            "to_partition": cell.to_partition,
+            "remaining_hops": cell.remaining_hops,
+            "activation": cell.activation,
+        })
+    };
+    json!({
+        "confidence": accounting.confidence,
+        "lost_share": accounting.lost_share,
+        "injected": accounting.injected,
+        "missing": accounting.missing,
+        "cells": accounting.cells.iter().map(cell).collect::<Vec<_>>(),
+        "excluded_partitions": accounting.excluded_partitions,
+        "error_bound": accounting.error_bound,
+        "error_bound_per_memory": accounting.error_bound_per_memory,
+        "pruned": accounting.pruned,
+        "attempts": accounting.attempts,
+    })
+}
+
+/// What a partial answer lacks; nothing about a whole one.
+fn loss(accounting: &v1::SpreadAccounting) -> Option<String> {
+    if accounting.missing <= 0.0 && accounting.excluded_partitions.is_empty() {
+        return None;
+    }
+    let partitions = accounting.excluded_partitions.iter();
+    let partitions: Vec<String> = partitions.map(u64::to_string).collect();
+    let bound = match accounting.error_bound {
+        Some(bound) => format!("all totals together lack at most {bound:.6}"),
+        None => "these rules allow no bound".to_owned(),
+    };
+    Some(format!(
+        "partial: confidence {:.4}; {:.6} of {:.6} is missing; without partitions {}; {bound}",
+        accounting.confidence,
+        accounting.missing,
+        accounting.injected,
+        partitions.join(", "),
+    ))
 }
 
 /// The most activated memories, and how far the activation got.
@@ -201,6 +258,9 @@ pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
     );
     for seed in &result.missing_seeds {
         let _ = write!(text, "\nseed {seed}: no such memory");
+    }
+    if let Some(loss) = result.accounting.as_ref().and_then(loss) {
+        let _ = write!(text, "\n{loss}");
     }
     text
 }
@@ -275,6 +335,7 @@ mod tests {
             activation: 1 << 31,
             score: 0.5,
             path: steps,
+            ..Default::default()
         }];
         v1::SpreadResult {
             activated,
@@ -296,6 +357,23 @@ mod tests {
             "{text}"
         );
         assert!(text.contains(r#"[label="say \"cat\"\n0.5000"]"#), "{text}");
+    }
+
+    #[test]
+    fn a_partial_answer_says_what_it_lacks() {
+        let mut result = result();
+        result.accounting = Some(v1::SpreadAccounting {
+            confidence: 0.75,
+            injected: 1.0,
+            missing: 0.25,
+            excluded_partitions: vec![7],
+            error_bound: Some(0.4375),
+            ..Default::default()
+        });
+        let hops = vec![];
+        let text = text(&SpreadAnswer { hops, result }, false);
+        let expected = "partial: confidence 0.7500; 0.250000 of 1.000000 is missing; without partitions 7; all totals together lack at most 0.437500";
+        assert!(text.ends_with(expected), "{text}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! Index jobs of all partitions, on blocking threads, off the write path.
+//! Index jobs of all partitions, and edges as arrays, on blocking threads, off the write path.
 //!
 //! One worker per core but one (at least one); each links one window at a time, with the help of the
-//! cores that link nothing ([`super::crew`]), and yields the thread between two. Links are saved every [`SAVE_EVERY`] where they changed. Metrics:
-//! `engram_index_jobs_total`, `engram_index_job_seconds`.
+//! cores that link nothing ([`super::crew`]), and yields the thread between two. Links are saved
+//! every [`SAVE_EVERY`] where they changed. Metrics: `engram_index_jobs_total`,
+//! `engram_index_job_seconds`, `engram_graph_builds_total`, `engram_graph_build_seconds`,
+//! `engram_graph_bytes`.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -51,6 +53,13 @@ async fn work(registry: Weak<Shared>) {
 
 /// Blocks. Runs one job of the partition that has most to do; `false` when there is none.
 fn run_one(shared: &Shared) -> bool {
+    if shared
+        .all()
+        .into_iter()
+        .any(|(_, partition)| make_arrays(shared, &partition))
+    {
+        return true;
+    }
     let mut waiting: Vec<(u64, Arc<Partition>)> = shared
         .all()
         .into_iter()
@@ -74,6 +83,32 @@ fn run_one(shared: &Shared) -> bool {
         return true;
     }
     false
+}
+
+/// Blocks. Makes the edges of a partition into arrays, if that is due. Without them spreading reads
+/// the store.
+fn make_arrays(shared: &Shared, partition: &Partition) -> bool {
+    let Some(job) = partition.graph_job() else {
+        return false;
+    };
+    let (id, began) = (partition.id(), shared.seams.clock.monotonic());
+    match job.build() {
+        Ok(built) => partition.commit_graph(built),
+        Err(error) => {
+            partition.abandon_graph();
+            tracing::error!(partition = %id, %error, "cannot make the edges into arrays");
+            return false;
+        }
+    }
+    let took = shared.seams.clock.monotonic().saturating_sub(began);
+    metrics::counter!("engram_graph_builds_total").increment(1);
+    metrics::histogram!("engram_graph_build_seconds").record(took.as_secs_f64());
+    let bytes = partition.graph_arrays().map_or(0, |arrays| {
+        let bytes = arrays.bytes();
+        bytes.vertices + bytes.edges
+    });
+    metrics::gauge!("engram_graph_bytes", "partition" => id.to_string()).set(bytes as f64);
+    true
 }
 
 async fn save(registry: Weak<Shared>) {

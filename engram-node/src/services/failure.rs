@@ -3,7 +3,7 @@
 
 use engram_core::command::Rejection;
 use engram_core::filter::FilterError;
-use engram_core::spread::SpreadParametersError;
+use engram_core::spread::{NotLinear, SpreadParametersError};
 use engram_core::types::{EmbeddingError, MemoryError, MemoryIdError, OutOfUnit, SpaceConfigError};
 use engram_proto::convert::DecodeError;
 
@@ -46,8 +46,6 @@ pub enum Failure {
     Busy { what: &'static str, limit: usize },
     #[error(transparent)]
     Spread(#[from] SpreadFailure),
-    #[error("{0}")]
-    Unimplemented(&'static str),
     /// Another node answered something that makes no sense.
     #[error("the answer of another node cannot be used: {0}")]
     Internal(String),
@@ -97,6 +95,10 @@ pub enum InputError {
     },
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    #[error(transparent)]
+    NotLinear(#[from] NotLinear),
+    #[error("a cut-off belongs to async mode; exact mode has a threshold")]
+    CutOff,
 }
 
 /// Why a spread has no answer.

@@ -135,11 +135,6 @@ fn judge(failure: &Failure) -> Verdict {
             "try again after a pause",
         ),
         Failure::Spread(error) => judge_spread(error),
-        Failure::Unimplemented(_) => refused(
-            Code::Unimplemented,
-            "NOT_IMPLEMENTED",
-            "engram spread SPACE --seed ID --mode exact",
-        ),
         Failure::Internal(_) => passing(Code::Internal, "INTERNAL", SEE_NODES),
     }
 }
@@ -167,7 +162,9 @@ fn judge_input(input: &InputError) -> Verdict {
             "the grammar is in docs/protocols/filter.md",
         ),
         InputError::Config(_) => invalid("INVALID_CONFIGURATION"),
-        InputError::Spread(_) => invalid("INVALID_SPREAD"),
+        InputError::Spread(_) | InputError::NotLinear(_) | InputError::CutOff => {
+            invalid("INVALID_SPREAD")
+        }
     }
 }
 

@@ -2,12 +2,14 @@
 //! Every message goes through its bytes.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::super::{
     Coordinator, Finished, Frame, Participant, ParticipantPlan, PartitionPlan, QueryId, Received,
-    Report, Seed, SpreadParameters, SpreadPlan, SpreadStart,
+    Report, Seed, SpreadMode, SpreadParameters, SpreadPlan, SpreadStart,
 };
-use super::graph::{Graph, Part, hash, id};
+use super::arrays::{Projecting, Shuffled};
+use super::graph::{Graph, hash, id};
 use crate::types::{NodeId, PartitionId, SlotRange};
 
 pub(super) const COORDINATOR: NodeId = NodeId(99);
@@ -22,6 +24,23 @@ pub(super) enum Bug {
     EmptiedFrame,
     /// Every arrival is one unit short, as from a remainder that was rounded twice.
     OffByOne,
+}
+
+/// What participants read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrays {
+    None,
+    /// Arrays that are behind by what the number says, and pieces in an order it gives.
+    Aged(u64),
+}
+
+impl Arrays {
+    pub(super) fn of(self, graph: &Graph, slots: SlotRange) -> Projecting<'_> {
+        match self {
+            Self::None => Projecting::plain(graph, slots),
+            Self::Aged(aged) => Projecting::new(graph, slots, aged),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -78,6 +97,8 @@ pub(super) fn plan(
         attempt: 1,
         coordinator: COORDINATOR,
         participants,
+        unreachable: Vec::new(),
+        mode: SpreadMode::Exact,
         parameters,
         filter: "label = 'x'".into(),
         now_millis: 5,
@@ -89,7 +110,8 @@ pub(super) fn participant<'a>(
     graph: &'a Graph,
     start: SpreadStart,
     node: NodeId,
-) -> Participant<Part<'a>> {
+    arrays: Arrays,
+) -> Participant<Projecting<'a>> {
     let own = start
         .participants
         .iter()
@@ -100,16 +122,25 @@ pub(super) fn participant<'a>(
         .partitions
         .iter()
         .rev()
-        .map(|plan| (plan.partition, graph.part(plan.slots)));
+        .map(|plan| (plan.partition, arrays.of(graph, plan.slots)));
     let parts = parts.collect();
-    Participant::new(start, node, parts).expect("a sound start")
+    let mut participant = Participant::new(start, node, parts).expect("a sound start");
+    if let Arrays::Aged(order) = arrays {
+        participant.set_crew(Arc::new(Shuffled(order)));
+    }
+    participant
 }
 
 /// Runs one query to its end under one schedule.
 pub(super) fn run(graph: &Graph, plan: SpreadPlan, schedule: u64, bug: Bug) -> Finished {
     let mut dice = Dice(schedule);
+    let arrays = match dice.below(3) {
+        0 => Arrays::None,
+        1 => Arrays::Aged(0),
+        _ => Arrays::Aged(schedule),
+    };
     let mut coordinator = Coordinator::new(plan).expect("a sound plan");
-    let mut nodes: BTreeMap<NodeId, Participant<Part<'_>>> = BTreeMap::new();
+    let mut nodes: BTreeMap<NodeId, Participant<Projecting<'_>>> = BTreeMap::new();
     let starts = coordinator.starts().into_iter();
     let mut network: Vec<(NodeId, Message)> = starts
         .map(|(node, start)| (node, Message::Start(start.encode())))
@@ -128,7 +159,7 @@ pub(super) fn run(graph: &Graph, plan: SpreadPlan, schedule: u64, bug: Bug) -> F
                 let start = SpreadStart::decode(&bytes).expect("its own bytes");
                 let node = nodes
                     .entry(to)
-                    .or_insert_with(|| participant(graph, start, to));
+                    .or_insert_with(|| participant(graph, start, to, arrays));
                 let step = node.begin().expect("the graph can be read");
                 send(&mut network, step);
             }

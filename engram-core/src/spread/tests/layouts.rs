@@ -58,7 +58,7 @@ fn agrees(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
     fn every_layout_gives_the_same_bits(

@@ -6,8 +6,9 @@ use super::super::{
     Coordinator, CoordinatorError, Frame, ONE, Participant, ParticipantError, PlanError, QueryId,
     Received, Report, ReportEnd, SpreadParameters, SpreadPlan, SpreadStart, WireError,
 };
-use super::cluster::{layout, participant, plan};
-use super::graph::{Graph, Part, hash};
+use super::arrays::Projecting;
+use super::cluster::{Arrays, layout, participant, plan};
+use super::graph::{Graph, hash};
 use crate::types::{NodeId, PartitionId, SlotRange};
 
 fn graph() -> Graph {
@@ -36,14 +37,20 @@ fn two_nodes() -> SpreadPlan {
 }
 
 /// Both participants begun, with the frame of hop 1 that the second sent the first.
-fn begun(graph: &Graph) -> (Participant<Part<'_>>, Participant<Part<'_>>, Frame) {
+fn begun(
+    graph: &Graph,
+) -> (
+    Participant<Projecting<'_>>,
+    Participant<Projecting<'_>>,
+    Frame,
+) {
     let mut starts = Coordinator::new(two_nodes())
         .expect("a sound plan")
         .starts()
         .into_iter();
     let mut next = || {
         let (node, start) = starts.next().expect("two participants");
-        participant(graph, start, node)
+        participant(graph, start, node, Arrays::None)
     };
     let (mut first, mut second) = (next(), next());
     assert_eq!(first.begin().expect("it begins").frames.len(), 1);
@@ -144,7 +151,7 @@ fn beginning_twice_and_going_on_after_the_end_do_nothing() {
         .expect("a sound plan")
         .starts()
         .remove(0);
-    let mut alone = participant(&graph, start, node);
+    let mut alone = participant(&graph, start, node, Arrays::None);
     let step = alone.begin().expect("it begins");
     assert!(step.frames.is_empty(), "its own frames stay inside");
     let report = step.report.expect("alone it runs through");
@@ -263,7 +270,12 @@ fn reports(graph: &Graph) -> (Coordinator, Vec<Report>) {
     let (mut first, mut second, frame) = begun(graph);
     let mut to_second = first.on_frame(frame).expect("a sound frame").frames;
     // The first participant's frame of hop 1 is not at hand any more: begin it anew for it.
-    let mut twin = participant(graph, coordinator.starts().remove(0).1, NodeId(1));
+    let mut twin = participant(
+        graph,
+        coordinator.starts().remove(0).1,
+        NodeId(1),
+        Arrays::None,
+    );
     to_second.extend(twin.begin().expect("it begins").frames);
     let mut to_first = Vec::new();
     let mut reports = Vec::new();

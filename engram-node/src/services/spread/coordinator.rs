@@ -1,40 +1,57 @@
 //! A client's spread, coordinated here: choose a replica of each partition, start the participants,
-//! collect their reports; on a lost participant start again with fresh routing while time is left.
+//! collect their reports. On a lost participant start again with fresh routing while time is left;
+//! the last attempt goes on without it, and the answer says what it lacks.
+//!
+//! # Cancel safety
+//! A client that goes away drops the query, and with it its [`Lead`], which lets all participants go.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use engram_core::limits::ACTIVATED_MAX;
 use engram_core::spread::{
-    Activated, Coordinator, Finished, ONE, ParticipantPlan, PartitionPlan, QueryId, Report,
-    ReportEnd, SpreadPlan, SpreadStart,
+    Finished, HopStats, ParticipantPlan, PartitionPlan, QueryId, ReportEnd, SpreadPlan, SpreadStart,
 };
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
+use engram_proto::peer::StatusQuery;
 use engram_proto::peer::read_query::Query as Read;
 use engram_proto::peer::spread_report_message::Content;
-use engram_proto::peer::{SpreadReportMessage, StatusQuery};
 use engram_proto::v1::{self, spread_event::Event};
-use futures::future::{join_all, try_join_all};
+use futures::StreamExt as _;
+use futures::future::join_all;
 use futures::stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::super::Services;
 use super::super::bulk::Answers;
 use super::super::failure::{Failure, SpreadFailure};
 use super::super::reads::Reading;
-use super::super::token::{Freshness, Positions};
+use super::super::token::Freshness;
+use super::answer;
+use super::lead::{BadReport, Lead};
 use super::parameters::{self, Query};
-use super::registry::Listening;
+use super::registry::{Heard, Listening};
+use crate::control::SpaceRecord;
 use crate::routing::{Deadline, Pauses};
 
-/// Share of the time left that one attempt may take while it is not the last.
+/// Share of the time left that one attempt may take while it is not the last; and the share that
+/// the last one waits before it ends with what it has.
 const ATTEMPT_SHARE: f64 = 0.6;
+const LAST_SHARE: f64 = 0.9;
 /// Shorter attempts are not worth making: the whole time left is one.
 const ATTEMPT_MIN: Duration = Duration::from_millis(1_500);
+/// Attempts of one query. The last one goes on without what is lost.
+const ATTEMPTS_MAX: u32 = 3;
+/// Events that wait for a client that reads slowly.
+const EVENTS_MAX: usize = 64;
 
 /// The node chosen for each partition, and what it has shown of them.
 struct Route {
     participants: Vec<ParticipantPlan>,
     positions: BTreeMap<NodeId, HashMap<PartitionId, EdgeContext>>,
+    /// Partitions of which no replica answered in time.
+    unreachable: Vec<PartitionPlan>,
 }
 
 /// How an attempt ended without an answer.
@@ -42,6 +59,50 @@ enum Lost {
     /// Another attempt may do better.
     Participant(String),
     Final(Failure),
+}
+
+/// A client's query on its way.
+struct Asked {
+    query: Query,
+    freshness: Freshness,
+    space: SpaceRecord,
+    id: QueryId,
+    now_millis: u64,
+    deadline: Deadline,
+}
+
+/// One attempt of it.
+#[derive(Clone, Copy)]
+struct Attempt {
+    number: u32,
+    is_last: bool,
+}
+
+type Sender = mpsc::Sender<Result<v1::SpreadEvent, tonic::Status>>;
+
+/// Where events of a query go.
+struct Events {
+    sender: Sender,
+    /// Hops of this attempt that the client has been told.
+    told: u32,
+}
+
+impl Events {
+    /// When the client does not listen any more, the query is dropped from outside.
+    async fn send(&self, event: Event) {
+        let event = v1::SpreadEvent { event: Some(event) };
+        drop(self.sender.send(Ok(event)).await);
+    }
+
+    /// In their order, each once.
+    async fn hops(&mut self, hops: &[HopStats], attempt: u32) {
+        for stats in hops {
+            if stats.hop == self.told {
+                self.send(answer::hop(stats, attempt)).await;
+                self.told += 1;
+            }
+        }
+    }
 }
 
 impl Services {
@@ -53,35 +114,96 @@ impl Services {
         let query = parameters::query(&request)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space(&request.space, deadline).await?;
-        let reading = Reading {
-            space: &space,
-            freshness: &freshness,
-            deadline,
-        };
         let seams = self.router().seams();
         let now_millis = match request.now_millis {
             Some(now) => u64::try_from(now).unwrap_or(0),
             None => seams.clock.wall_millis(),
         };
-        let id = QueryId(seams.random_id());
-        let mut listening = self.inner.spreads.listen(id);
+        let asked = Asked {
+            query,
+            freshness,
+            space,
+            id: QueryId(seams.random_id()),
+            now_millis,
+            deadline,
+        };
+        let listening = self.inner.spreads.listen(asked.id);
+        let listening = listening.map_err(SpreadFailure::Exhausted)?;
+        let (sender, receiver) = mpsc::channel(EVENTS_MAX);
+        let services = self.clone();
+        seams.spawn("spread coordinator", async move {
+            let gone = sender.clone();
+            tokio::select! {
+                biased;
+                () = services.conduct(asked, listening, sender) => {}
+                () = gone.closed() => {}
+            }
+        });
+        let mut events = ReceiverStream::new(receiver);
+        // What fails before anything is known fails the call itself.
+        let first = events.next().await;
+        Ok(Box::pin(stream::iter(first).chain(events)))
+    }
+
+    /// Runs a query to its end: hops in order, then the result, or why there is none.
+    async fn conduct(&self, asked: Asked, mut listening: Listening, sender: Sender) {
+        let mut events = Events { sender, told: 0 };
+        match self.attempts(&asked, &mut listening, &mut events).await {
+            Ok((finished, attempt)) => {
+                let hops = finished.outcome.hops.clone();
+                events.hops(&hops, attempt).await;
+                let end = match finished.end {
+                    ReportEnd::Complete => Ok(answer::result(finished, &asked.query.ids, attempt)),
+                    ReportEnd::TooManyActivated { hop } => {
+                        let max = ACTIVATED_MAX;
+                        Err(SpreadFailure::TooManyActivated { hop, max }.into())
+                    }
+                };
+                match end {
+                    Ok(result) => events.send(Event::Result(result)).await,
+                    Err(failure) => self.fail(&events, &failure).await,
+                }
+            }
+            Err(failure) => self.fail(&events, &failure).await,
+        }
+    }
+
+    async fn fail(&self, events: &Events, failure: &Failure) {
+        drop(events.sender.send(Err(self.status(failure))).await);
+    }
+
+    async fn attempts(
+        &self,
+        asked: &Asked,
+        listening: &mut Listening,
+        events: &mut Events,
+    ) -> Result<(Finished, u32), Failure> {
+        let seams = self.router().seams();
         let mut pauses = Pauses::default();
-        let mut attempt = 0;
+        let mut number = 0;
         loop {
-            attempt += 1;
-            let lost = match self
-                .attempt(&reading, &query, (id, attempt, now_millis), &mut listening)
-                .await
-            {
-                Ok(finished) => return Ok(self.events(&query, finished)),
+            number += 1;
+            let left = asked.deadline.left(seams);
+            let is_short = left.mul_f64(ATTEMPT_SHARE) < ATTEMPT_MIN;
+            let attempt = Attempt {
+                number,
+                is_last: number == ATTEMPTS_MAX || is_short,
+            };
+            events.told = 0;
+            let lost = match self.attempt(asked, attempt, listening, events).await {
+                Ok(finished) => return Ok((finished, number)),
                 Err(Lost::Final(failure)) => return Err(failure),
                 Err(Lost::Participant(cause)) => cause,
             };
-            tracing::debug!(attempt, cause = lost, "a spread lost a participant");
-            pauses.pause(seams, deadline).await;
-            if deadline.has_passed(seams) {
+            tracing::debug!(
+                attempt = number,
+                cause = lost,
+                "a spread lost a participant"
+            );
+            pauses.pause(seams, asked.deadline).await;
+            if asked.deadline.has_passed(seams) || attempt.is_last {
                 return Err(SpreadFailure::Lost {
-                    attempts: attempt,
+                    attempts: number,
                     cause: lost,
                 }
                 .into());
@@ -91,69 +213,150 @@ impl Services {
 
     async fn attempt(
         &self,
-        reading: &Reading<'_>,
-        query: &Query,
-        (id, attempt, now_millis): (QueryId, u32, u64),
+        asked: &Asked,
+        attempt: Attempt,
         listening: &mut Listening,
+        events: &mut Events,
     ) -> Result<Finished, Lost> {
-        let route = self.route(reading).await.map_err(Lost::Final)?;
-        let mut coordinator = Coordinator::new(SpreadPlan {
-            query: id,
-            attempt,
+        let seams = self.router().seams();
+        let left = asked.deadline.left(seams);
+        let allows_loss = !asked.query.require_complete;
+        let route_wait = if allows_loss {
+            left.mul_f64(ATTEMPT_SHARE)
+        } else {
+            left
+        };
+        let reading = Reading {
+            space: &asked.space,
+            freshness: &asked.freshness,
+            deadline: self.router().deadline(route_wait).min(asked.deadline),
+        };
+        let route = self
+            .route(&reading, allows_loss)
+            .await
+            .map_err(Lost::Final)?;
+        let plan = SpreadPlan {
+            query: asked.id,
+            attempt: attempt.number,
             coordinator: self.router().local(),
             participants: route.participants.clone(),
-            parameters: query.parameters.clone(),
-            filter: query.filter.clone(),
-            now_millis,
-            seeds: query.seeds.clone(),
-        })
-        .map_err(|error| Lost::Final(Failure::Internal(error.to_string())))?;
-        let seams = self.router().seams();
-        let left = reading.deadline.left(seams);
-        let wait = left.mul_f64(ATTEMPT_SHARE);
-        let wait = if wait < ATTEMPT_MIN { left } else { wait };
-        let over = self.router().deadline(wait);
-        self.start_all(&coordinator, &route, wait).await?;
+            unreachable: route.unreachable.clone(),
+            mode: asked.query.mode,
+            parameters: asked.query.parameters.clone(),
+            filter: asked.query.filter.clone(),
+            now_millis: asked.now_millis,
+            seeds: asked.query.seeds.clone(),
+        };
+        let mut lead = Lead::new(plan, self.inner.spreads.clone())
+            .map_err(|error| Lost::Final(Failure::Internal(error.to_string())))?;
+        let left = asked.deadline.left(seams);
+        let share = if attempt.is_last {
+            LAST_SHARE
+        } else {
+            ATTEMPT_SHARE
+        };
+        let over = self.router().deadline(left.mul_f64(share));
+        // Who can be left behind in this attempt.
+        let may_exclude = allows_loss && attempt.is_last;
+        let refused = self.start_all(&lead, &route, left).await;
+        let mut causes: Vec<String> = refused.iter().map(|(_, cause)| cause.clone()).collect();
+        if !refused.is_empty() {
+            let nodes: Vec<NodeId> = refused.into_iter().map(|(node, _)| node).collect();
+            if let Some(finished) = exclude(&mut lead, &nodes, may_exclude, &causes)? {
+                return Ok(finished);
+            }
+        }
         loop {
-            let report = seams
-                .timeout(over.left(seams), listening.reports.recv())
+            let heard = seams
+                .timeout(over.left(seams), listening.heard.recv())
                 .await;
-            let Ok(Some(message)) = report else {
-                let silent: Vec<String> = coordinator
-                    .outstanding()
-                    .map(|node| node.to_string())
-                    .collect();
-                let silent = silent.join(", ");
-                return Err(Lost::Participant(format!("no report of nodes {silent}")));
+            let Ok(Some(heard)) = heard else {
+                let silent: Vec<String> =
+                    lead.outstanding().iter().map(NodeId::to_string).collect();
+                causes.push(format!("no report of nodes {}", silent.join(", ")));
+                let cause = causes.join("; ");
+                if !may_exclude {
+                    return Err(Lost::Participant(cause));
+                }
+                let finished = lead.give_up().map_err(Lost::Participant)?;
+                return finished.ok_or(Lost::Participant(cause));
             };
-            if message.attempt != attempt {
+            let message = match heard {
+                Heard::Hop { attempt: of, stats } => {
+                    if of == attempt.number {
+                        events.hops(&[stats], of).await;
+                    }
+                    continue;
+                }
+                Heard::Report(message) => message,
+            };
+            if message.attempt != attempt.number {
                 continue;
             }
-            if let Some(finished) = take(&mut coordinator, message)? {
+            let source = NodeId(message.source);
+            let finished = match message.content {
+                Some(Content::Fault(fault)) if fault.exhausted => {
+                    return Err(Lost::Final(SpreadFailure::Exhausted(fault.reason).into()));
+                }
+                Some(Content::Fault(fault)) => {
+                    causes.push(format!("node {source}: {}", fault.reason));
+                    let blamed = if fault.node == 0 {
+                        source
+                    } else {
+                        NodeId(fault.node)
+                    };
+                    exclude(&mut lead, &[blamed], may_exclude, &causes)?
+                }
+                Some(content) => match lead.on_report(&content) {
+                    Ok(finished) => finished,
+                    Err(BadReport::Dropped(reason)) => {
+                        tracing::warn!(node = %source, reason, "a report of a spread makes no sense");
+                        None
+                    }
+                    Err(BadReport::Fatal(reason)) => {
+                        return Err(Lost::Participant(format!("node {source}: {reason}")));
+                    }
+                },
+                None => None,
+            };
+            if let Some(finished) = finished {
                 return Ok(finished);
             }
         }
     }
 
-    /// A replica of each partition that may serve such a read: it has just served one.
-    async fn route(&self, reading: &Reading<'_>) -> Result<Route, Failure> {
+    /// A replica of each partition that may serve such a read: it has just served one. Without one,
+    /// a partition is unreachable where losses are allowed, as long as any partition is left.
+    async fn route(&self, reading: &Reading<'_>, allows_loss: bool) -> Result<Route, Failure> {
         let places = reading.space.partitions.iter();
         let asked = places.map(|place| async move {
             let status = Read::Status(StatusQuery {});
-            Ok::<_, Failure>((place, self.ask(reading, *place, status).await?.1))
+            (place, self.ask(reading, *place, status).await)
         });
         let mut plans: BTreeMap<NodeId, Vec<PartitionPlan>> = BTreeMap::new();
         let mut positions: BTreeMap<NodeId, HashMap<PartitionId, EdgeContext>> = BTreeMap::new();
-        for (place, read) in try_join_all(asked).await? {
+        let (mut unreachable, mut failed) = (Vec::new(), None);
+        for (place, read) in join_all(asked).await {
             let plan = PartitionPlan {
                 partition: place.id,
                 slots: place.slots,
             };
-            plans.entry(read.node).or_default().push(plan);
-            positions
-                .entry(read.node)
-                .or_default()
-                .insert(place.id, read.position);
+            match read {
+                Ok((_, read)) => {
+                    plans.entry(read.node).or_default().push(plan);
+                    let positions = positions.entry(read.node).or_default();
+                    positions.insert(place.id, read.position);
+                }
+                Err(failure) => {
+                    unreachable.push(plan);
+                    failed.get_or_insert(failure);
+                }
+            }
+        }
+        if let Some(failure) = failed
+            && (!allows_loss || plans.is_empty())
+        {
+            return Err(failure);
         }
         let participants = plans.into_iter();
         let participants =
@@ -161,25 +364,22 @@ impl Services {
         Ok(Route {
             participants: participants.collect(),
             positions,
+            unreachable,
         })
     }
 
-    async fn start_all(
-        &self,
-        coordinator: &Coordinator,
-        route: &Route,
-        wait: Duration,
-    ) -> Result<(), Lost> {
+    /// Those that do not take part, and why.
+    async fn start_all(&self, lead: &Lead, route: &Route, wait: Duration) -> Vec<(NodeId, String)> {
         let none = HashMap::new();
-        let starts = coordinator.starts();
+        let starts = lead.starts();
         let started = starts.iter().map(|(node, start)| {
             let positions = route.positions.get(node).unwrap_or(&none);
-            self.start_one(*node, start, positions, wait)
+            async move {
+                let started = self.start_one(*node, start, positions, wait).await;
+                started.err().map(|cause| (*node, cause))
+            }
         });
-        for result in join_all(started).await {
-            result.map_err(Lost::Participant)?;
-        }
-        Ok(())
+        join_all(started).await.into_iter().flatten().collect()
     }
 
     async fn start_one(
@@ -200,93 +400,17 @@ impl Services {
         };
         started.map_err(|reason| format!("node {node}: {reason}"))
     }
-
-    /// Hops in order, then the result, or why there is none.
-    fn events(&self, query: &Query, finished: Finished) -> Answers<v1::SpreadEvent> {
-        let Finished {
-            end,
-            outcome,
-            pinned,
-        } = finished;
-        let hops = outcome.hops.iter().map(|stats| {
-            Event::Hop(v1::HopDone {
-                hop: stats.hop,
-                active_memories: stats.active,
-                edges_followed: stats.edges_followed,
-            })
-        });
-        let mut events: Vec<Result<Event, tonic::Status>> = hops.map(Ok).collect();
-        let mut positions = Positions::default();
-        pinned
-            .iter()
-            .for_each(|(partition, position)| positions.note(*partition, position));
-        let missing = outcome
-            .missing_seeds
-            .iter()
-            .filter_map(|hash| query.ids.get(hash));
-        events.push(match end {
-            ReportEnd::Complete => Ok(Event::Result(v1::SpreadResult {
-                activated: outcome.activated.into_iter().map(api_activated).collect(),
-                activated_total: outcome.activated_total,
-                edges_followed: outcome.edges_followed,
-                missing_seeds: missing.map(|id| id.as_str().to_owned()).collect(),
-                token: Some(positions.token()),
-            })),
-            ReportEnd::TooManyActivated { hop } => {
-                let failure = SpreadFailure::TooManyActivated {
-                    hop,
-                    max: ACTIVATED_MAX,
-                };
-                Err(self.status(&failure.into()))
-            }
-        });
-        let events = events.into_iter();
-        let events = events.map(|event| event.map(|event| v1::SpreadEvent { event: Some(event) }));
-        Box::pin(stream::iter(events))
-    }
 }
 
-fn take(
-    coordinator: &mut Coordinator,
-    message: SpreadReportMessage,
+/// Goes on without these nodes, or ends the attempt.
+fn exclude(
+    lead: &mut Lead,
+    nodes: &[NodeId],
+    may_exclude: bool,
+    causes: &[String],
 ) -> Result<Option<Finished>, Lost> {
-    let source = message.source;
-    let report = match message.content {
-        Some(Content::Report(report)) => Report::decode(&report),
-        Some(Content::Fault(fault)) if fault.exhausted => {
-            return Err(Lost::Final(SpreadFailure::Exhausted(fault.reason).into()));
-        }
-        Some(Content::Fault(fault)) => {
-            return Err(Lost::Participant(format!(
-                "node {source}: {}",
-                fault.reason
-            )));
-        }
-        None => {
-            return Err(Lost::Participant(format!(
-                "node {source} said nothing known"
-            )));
-        }
-    };
-    let report = report.map_err(|error| Lost::Participant(format!("node {source}: {error}")))?;
-    coordinator
-        .on_report(report)
-        .map_err(|error| Lost::Participant(error.to_string()))
-}
-
-fn api_activated(activated: Activated) -> v1::Activated {
-    let step = |step: engram_core::spread::PathStep| v1::PathStep {
-        id: step.id.as_str().to_owned(),
-        relation: step
-            .relation
-            .map(|name| name.as_str().to_owned())
-            .unwrap_or_default(),
-        share: step.share,
-    };
-    v1::Activated {
-        id: activated.id.as_str().to_owned(),
-        activation: activated.total,
-        score: activated.total as f64 / ONE as f64,
-        path: activated.path.into_iter().map(step).collect(),
+    if !may_exclude {
+        return Err(Lost::Participant(causes.join("; ")));
     }
+    lead.exclude(nodes).map_err(Lost::Participant)
 }

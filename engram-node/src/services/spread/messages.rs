@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_core::spread::{Frame, SpreadStart};
+use engram_core::spread::SpreadStart;
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::spread_client::SpreadClient;
 use engram_proto::peer::spread_report_message::Content;
@@ -12,8 +12,10 @@ use engram_proto::peer::spread_server::Spread;
 use engram_proto::peer::{
     SpreadAnswer, SpreadFrameMessage, SpreadReportMessage, SpreadStartMessage,
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
+use super::part::Word;
 use super::{Registry, SPREAD_MESSAGE_BYTES_MAX};
 use crate::routing::{Deadline, Links, Pauses};
 use crate::seams::Seams;
@@ -79,24 +81,20 @@ impl Messenger {
         )
     }
 
-    /// Offers a frame until it is taken.
+    /// Offers a word until it is taken. A node that takes none for [`OFFER_WAIT`] is as good as dead
+    /// to a query.
     ///
     /// # Errors
     /// Why it was not taken in the end.
-    pub async fn frame(
+    pub async fn word(
         &self,
         node: NodeId,
-        frame: &Frame,
+        message: SpreadFrameMessage,
         deadline: Deadline,
     ) -> Result<(), String> {
-        let query = frame.query.0.to_vec().into();
-        let message = SpreadFrameMessage {
-            query,
-            frame: frame.encode().into(),
-        };
         let wait = deadline
             .left(&self.seams)
-            .min(attempt_wait(message.frame.len()));
+            .min(attempt_wait(message.encoded_len()));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
@@ -214,9 +212,8 @@ impl Spread for SpreadService {
         &self,
         request: Request<SpreadFrameMessage>,
     ) -> Result<Response<SpreadAnswer>, Status> {
-        let frame = Frame::decode(&request.get_ref().frame);
-        let frame = frame.map_err(|error| Status::invalid_argument(error.to_string()))?;
-        answer(self.registry.deliver(frame))
+        let word = Word::decode(request.get_ref()).map_err(Status::invalid_argument)?;
+        answer(self.registry.deliver(word))
     }
 
     async fn report(

@@ -1,13 +1,18 @@
-//! Spreading activation across nodes (`exact`, ADR 0005): [`coordinator`] runs a client's query,
-//! [`registry`] holds this node's part in the queries that run, [`messages`] is what nodes send.
+//! Spreading activation across nodes (`exact` and `async`, ADR 0005): [`coordinator`] runs a client's
+//! query with a [`lead`] of its mode, [`registry`] holds this node's [`part`] in the queries that
+//! run, [`messages`] is what nodes send, [`answer`] what the client gets.
 //!
 //! The rules are engram-core's step machines; here are only transport, deadlines and attempts.
-//! What must hold: everything kept for a query ends at its deadline at the latest; frames that
-//! come before their start wait, within a bound; a frame delivered twice changes nothing.
+//! What must hold: everything kept for a query ends when its coordinator says so, which it does
+//! however the query ends, and at its deadline at the latest; words that come before their start
+//! wait, within a bound; a word delivered twice changes nothing.
 
+mod answer;
 mod coordinator;
+mod lead;
 mod messages;
 mod parameters;
+mod part;
 mod registry;
 #[cfg(test)]
 mod tests;

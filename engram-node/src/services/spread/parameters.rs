@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use engram_core::limits::{ACTIVATED_MAX, SEEDS_MAX};
-use engram_core::spread::{Normalization, ONE, Seed, SpreadParameters};
+use engram_core::spread::{
+    INJECTED_MAX, Normalization, ONE, Seed, SpreadMode, SpreadParameters, check_rules,
+};
 use engram_core::types::{MemoryHash, MemoryId, Unit};
 use engram_proto::convert::DecodeError;
-use engram_proto::v1::{self, SpreadMode};
+use engram_proto::v1;
 
 use super::super::failure::{Failure, InputError};
 use super::super::input;
@@ -22,6 +24,9 @@ const ACTIVATION_MAX: f64 = 1_048_576.0;
 pub struct Query {
     pub parameters: SpreadParameters,
     pub filter: String,
+    pub mode: SpreadMode,
+    /// A partition that cannot be reached fails the query.
+    pub require_complete: bool,
     pub seeds: Vec<Seed>,
     /// The seeds' ids, to name those that are missing.
     pub ids: BTreeMap<MemoryHash, MemoryId>,
@@ -30,7 +35,7 @@ pub struct Query {
 /// # Errors
 /// The first thing that the request says and that cannot be.
 pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
-    check_mode(request.mode)?;
+    let mode = mode(request)?;
     input::filter(&request.filter)?;
     if request.seeds.is_empty() {
         return Err(InputError::Missing("the seeds").into());
@@ -48,21 +53,41 @@ pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
         ids.insert(id.hash(), id);
     }
     let parameters = parameters(request)?;
+    if let SpreadMode::Async { .. } = mode {
+        check_rules(&parameters).map_err(InputError::from)?;
+        let injected = seeds
+            .iter()
+            .map(|seed| u128::from(seed.amount))
+            .sum::<u128>();
+        if injected > u128::from(INJECTED_MAX) {
+            return Err(InputError::OutOfRange {
+                what: "the sum of the seeds in async mode",
+                actual: injected as f64 / ONE as f64,
+                min: 0.0,
+                max: (INJECTED_MAX / ONE) as f64,
+            }
+            .into());
+        }
+    }
     Ok(Query {
         parameters,
         filter: request.filter.clone(),
+        mode,
+        require_complete: request.require_complete,
         seeds,
         ids,
     })
 }
 
-fn check_mode(mode: i32) -> Result<(), Failure> {
-    match SpreadMode::try_from(mode) {
-        Ok(SpreadMode::Unspecified | SpreadMode::Exact) => Ok(()),
-        Ok(SpreadMode::Async) => Err(Failure::Unimplemented(
-            "spreading in async mode is not built yet; exact mode gives the full answer",
-        )),
-        Err(_) => Err(InputError::Decode(DecodeError::NotUnderstood("the mode")).into()),
+fn mode(request: &v1::SpreadRequest) -> Result<SpreadMode, InputError> {
+    let cut_off = amount("the cut-off", request.cut_off)?;
+    match v1::SpreadMode::try_from(request.mode) {
+        Ok(v1::SpreadMode::Unspecified | v1::SpreadMode::Exact) if cut_off > 0 => {
+            Err(InputError::CutOff)
+        }
+        Ok(v1::SpreadMode::Unspecified | v1::SpreadMode::Exact) => Ok(SpreadMode::Exact),
+        Ok(v1::SpreadMode::Async) => Ok(SpreadMode::Async { cut_off }),
+        Err(_) => Err(InputError::Decode(DecodeError::NotUnderstood("the mode"))),
     }
 }
 
@@ -164,7 +189,32 @@ mod tests {
         assert!(refused(|r| r.threshold = -0.1));
         assert!(refused(|r| r.relations = vec![String::new()]));
         assert!(refused(|r| r.filter = "(((".into()));
-        assert!(refused(|r| r.mode = SpreadMode::Async.into()));
+        assert!(refused(|r| r.mode = 99));
+        assert!(refused(|r| r.cut_off = 0.1));
         assert!(refused(|r| r.limit = u32::MAX));
+    }
+
+    #[test]
+    fn async_takes_linear_rules_alone() {
+        let asynchronous = |change: fn(&mut v1::SpreadRequest)| {
+            let mut request = request();
+            request.mode = v1::SpreadMode::Async.into();
+            change(&mut request);
+            query(&request)
+        };
+        let taken = asynchronous(|r| r.cut_off = 0.5).expect("linear rules");
+        let cut_off = ONE / 2;
+        assert_eq!(taken.mode, SpreadMode::Async { cut_off });
+        assert!(asynchronous(|r| r.threshold = 0.1).is_err());
+        assert!(asynchronous(|r| r.fan_limit = 3).is_err());
+        assert!(asynchronous(|r| r.explain = true).is_err());
+        assert!(asynchronous(|r| r.seeds[0].activation = Some(1e6)).is_ok());
+        assert!(
+            asynchronous(|r| {
+                r.seeds[0].activation = Some(1e6);
+                r.seeds = vec![r.seeds[0].clone(); 400];
+            })
+            .is_err()
+        );
     }
 }

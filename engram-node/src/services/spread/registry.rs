@@ -1,34 +1,39 @@
-//! This node's part in the spreads that run: participants with their inboxes, frames that came
-//! before their start, and the channels by which reports reach the coordinators here.
+//! This node's part in the spreads that run: participants with their inboxes, words that came
+//! before their start, and the channels by which reports reach the coordinators here. Metrics, for
+//! each participant that ended: `engram_spread_sent_bytes`, `engram_spread_sent_messages`,
+//! `engram_spread_steps`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_core::filter::Filter;
-use engram_core::partition::PartitionAdjacency;
-use engram_core::planted;
-use engram_core::spread::{Frame, Participant, ParticipantError, QueryId, SpreadStart, Step};
+use engram_core::spread::{Control, HopStats, QueryId, SpreadStart};
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::spread_report_message::Content;
 use engram_proto::peer::{SpreadFault, SpreadReportMessage};
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::messages::Messenger;
+use super::part::{Doing, Part, Trouble, Word};
 use crate::routing::{Deadline, Links, Router};
 use crate::seams::Seams;
 
 /// Queries in which a node takes part at once.
 const PARTICIPANTS_MAX: usize = 128;
-/// Frames that wait for one participant.
-const INBOX_FRAMES_MAX: usize = 1_024;
-/// Queries whose frames came before their start, frames of one of them, and how long they wait.
+/// Queries that a node coordinates at once.
+const COORDINATORS_MAX: usize = 256;
+/// Words that wait for one participant.
+const INBOX_WORDS_MAX: usize = 1_024;
+/// Queries whose words came before their start, words of one of them, and how long they wait.
 const EARLY_QUERIES_MAX: usize = 256;
-const EARLY_FRAMES_MAX: usize = 64;
+const EARLY_WORDS_MAX: usize = 64;
 const EARLY_WAIT: Duration = Duration::from_millis(5_000);
 /// Reports that wait for one coordinator.
 const REPORTS_MAX: usize = 256;
+/// How long a word of a coordinator is offered to a participant.
+const CONTROL_WAIT: Duration = Duration::from_millis(2_500);
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -46,27 +51,50 @@ struct Inner {
 struct State {
     running: HashMap<QueryId, Running>,
     early: HashMap<QueryId, Early>,
-    coordinators: HashMap<QueryId, mpsc::Sender<SpreadReportMessage>>,
+    coordinators: HashMap<QueryId, mpsc::Sender<Heard>>,
 }
 
 struct Running {
     attempt: u32,
-    inbox: mpsc::Sender<Frame>,
+    inbox: mpsc::Sender<Word>,
 }
 
 struct Early {
     until: Deadline,
-    frames: Vec<Frame>,
+    words: Vec<Word>,
 }
 
-type Part = Participant<PartitionAdjacency>;
-type StepResult = Result<Step, ParticipantError<engram_core::partition::ReadError>>;
+/// What reaches a coordinator.
+pub enum Heard {
+    Report(SpreadReportMessage),
+    /// A hop that is complete everywhere, as this node's participant learned it.
+    Hop {
+        attempt: u32,
+        stats: HopStats,
+    },
+}
+
+/// What one participant has sent.
+#[derive(Default)]
+struct Traffic {
+    bytes: u64,
+    messages: u64,
+    steps: u64,
+}
+
+impl Traffic {
+    fn record(&self) {
+        metrics::histogram!("engram_spread_sent_bytes").record(self.bytes as f64);
+        metrics::histogram!("engram_spread_sent_messages").record(self.messages as f64);
+        metrics::histogram!("engram_spread_steps").record(self.steps as f64);
+    }
+}
 
 /// The end of a coordinator's listening: reports that come later are dropped.
 pub struct Listening {
     registry: Registry,
     query: QueryId,
-    pub reports: mpsc::Receiver<SpreadReportMessage>,
+    pub heard: mpsc::Receiver<Heard>,
 }
 
 impl Drop for Listening {
@@ -102,14 +130,23 @@ impl Registry {
     }
 
     /// Listens for the reports of a query that this node coordinates.
-    pub(super) fn listen(&self, query: QueryId) -> Listening {
-        let (sender, reports) = mpsc::channel(REPORTS_MAX);
-        self.inner.state.lock().coordinators.insert(query, sender);
-        Listening {
+    ///
+    /// # Errors
+    /// When it coordinates too many already.
+    pub(super) fn listen(&self, query: QueryId) -> Result<Listening, String> {
+        let (sender, heard) = mpsc::channel(REPORTS_MAX);
+        let mut state = self.inner.state.lock();
+        if state.coordinators.len() >= COORDINATORS_MAX {
+            return Err(format!(
+                "the node coordinates {COORDINATORS_MAX} spreads already"
+            ));
+        }
+        state.coordinators.insert(query, sender);
+        Ok(Listening {
             registry: self.clone(),
             query,
-            reports,
-        }
+            heard,
+        })
     }
 
     /// Takes part in a query from now on. A later attempt replaces an earlier one.
@@ -122,8 +159,8 @@ impl Registry {
         positions: &HashMap<PartitionId, EdgeContext>,
         wait: Duration,
     ) -> Result<(), String> {
-        let participant = self.participant(start.clone(), positions)?;
-        let (sender, inbox) = mpsc::channel(INBOX_FRAMES_MAX);
+        let part = Part::new(self.inner.router.here(), start.clone(), positions)?;
+        let (sender, inbox) = mpsc::channel(INBOX_WORDS_MAX);
         {
             let mut state = self.inner.state.lock();
             let held = state
@@ -140,13 +177,13 @@ impl Registry {
                 ));
             }
             if let Some(early) = state.early.get_mut(&start.query) {
-                let now = |frame: &mut Frame| frame.attempt <= start.attempt;
-                for frame in early.frames.extract_if(.., now) {
-                    // An inbox holds more frames than may come early.
-                    drop(sender.try_send(frame));
+                let now = |word: &mut Word| word.attempt() <= start.attempt;
+                for word in early.words.extract_if(.., now) {
+                    // An inbox holds more words than may come early.
+                    drop(sender.try_send(word));
                 }
             }
-            state.early.retain(|_, early| !early.frames.is_empty());
+            state.early.retain(|_, early| !early.words.is_empty());
             let running = Running {
                 attempt: start.attempt,
                 inbox: sender,
@@ -156,61 +193,27 @@ impl Registry {
         let deadline = Deadline::after(self.seams(), wait);
         let registry = self.clone();
         self.seams().spawn("spread participant", async move {
-            registry.run(start, participant, inbox, deadline).await;
+            registry.run(start, part, inbox, deadline).await;
         });
         Ok(())
     }
 
-    fn participant(
-        &self,
-        start: SpreadStart,
-        positions: &HashMap<PartitionId, EdgeContext>,
-    ) -> Result<Part, String> {
-        let here = self.inner.router.here();
-        let node = here.node();
-        let filter = (!start.filter.is_empty()).then(|| Filter::parse(&start.filter));
-        let filter = filter.transpose().map_err(|error| error.to_string())?;
-        let own = start
-            .participants
-            .iter()
-            .find(|participant| participant.node == node);
-        let own = own.ok_or_else(|| format!("node {node} is not among the participants"))?;
-        let mut partitions = Vec::new();
-        for plan in &own.partitions {
-            let id = plan.partition;
-            let replica = here.partition(id);
-            let replica = replica.ok_or_else(|| format!("no replica of partition {id}"))?;
-            if positions
-                .get(&id)
-                .is_some_and(|position| !here.covers(&replica, position))
-                && !planted!("spread-from-any-state")
-            {
-                return Err(format!("the replica of partition {id} fell back"));
-            }
-            let relations = start.parameters.relations.clone();
-            partitions.push((
-                id,
-                replica.adjacency(filter.clone(), relations, start.now_millis),
-            ));
-        }
-        Participant::new(start, node, partitions).map_err(|error| error.to_string())
-    }
-
-    /// Gives a frame to its participant, or keeps it for one that has not started.
+    /// Gives a word to its participant, or keeps it for one that has not started.
     ///
     /// # Errors
     /// Why it was not taken; the sender tries again.
-    pub fn deliver(&self, frame: Frame) -> Result<(), String> {
+    pub fn deliver(&self, word: Word) -> Result<(), String> {
         let seams = self.seams();
+        let (query, attempt) = (word.query(), word.attempt());
         let mut state = self.inner.state.lock();
-        if let Some(running) = state.running.get(&frame.query) {
-            if running.attempt > frame.attempt {
+        if let Some(running) = state.running.get(&query) {
+            if running.attempt > attempt {
                 return Ok(());
             }
-            if running.attempt == frame.attempt {
-                return match running.inbox.try_send(frame) {
+            if running.attempt == attempt {
+                return match running.inbox.try_send(word) {
                     Err(mpsc::error::TrySendError::Full(_)) => Err("its inbox is full".into()),
-                    // A participant that is over needs no more frames.
+                    // A participant that is over needs no more words.
                     Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
                 };
             }
@@ -218,23 +221,29 @@ impl Registry {
         state
             .early
             .retain(|_, early| !early.until.has_passed(seams));
-        if !state.early.contains_key(&frame.query) && state.early.len() >= EARLY_QUERIES_MAX {
+        if let Word::Control(control) = &word
+            && control.is_over
+        {
+            // The query ended before it began here.
+            return Ok(());
+        }
+        if !state.early.contains_key(&query) && state.early.len() >= EARLY_QUERIES_MAX {
             return Err(format!(
                 "{EARLY_QUERIES_MAX} queries wait for their start already"
             ));
         }
         let until = Deadline::after(seams, EARLY_WAIT);
-        let early = state.early.entry(frame.query);
+        let early = state.early.entry(query);
         let early = early.or_insert_with(|| Early {
             until,
-            frames: Vec::new(),
+            words: Vec::new(),
         });
-        if early.frames.len() >= EARLY_FRAMES_MAX {
+        if early.words.len() >= EARLY_WORDS_MAX {
             return Err(format!(
-                "{EARLY_FRAMES_MAX} frames wait for the start already"
+                "{EARLY_WORDS_MAX} words wait for the start already"
             ));
         }
-        early.frames.push(frame);
+        early.words.push(word);
         Ok(())
     }
 
@@ -250,44 +259,51 @@ impl Registry {
         let Some(coordinator) = state.coordinators.get(&QueryId(query)) else {
             return Ok(());
         };
-        match coordinator.try_send(report) {
+        match coordinator.try_send(Heard::Report(report)) {
             Err(mpsc::error::TrySendError::Full(_)) => Err("too many reports wait".into()),
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
         }
     }
 
-    /// Runs a participant until it is over, replaced by a later attempt, or out of time.
+    /// Runs a participant until its coordinator lets it go, a later attempt replaces it, or its time
+    /// is up.
     async fn run(
         &self,
         start: SpreadStart,
-        participant: Part,
-        mut inbox: mpsc::Receiver<Frame>,
+        mut part: Part,
+        mut inbox: mpsc::Receiver<Word>,
         deadline: Deadline,
     ) {
-        let (mut participant, mut step) = self.stepped(participant, |part| part.begin()).await;
+        let (mut word, mut traffic) = (None, Traffic::default());
         loop {
-            match step {
-                Ok(step) => self.send(&start, step, deadline),
-                Err(ParticipantError::BadFrame {
-                    source_node,
-                    reason,
-                }) => {
-                    tracing::warn!(node = %source_node, reason, "a spread frame makes no sense");
+            let result;
+            (part, result) = self.stepped(part, word.take()).await;
+            traffic.steps += 1;
+            match result {
+                Ok(doing) => self.send(&start, doing, deadline, &mut traffic),
+                Err(Trouble::BadWord { source, reason }) => {
+                    tracing::warn!(node = %source, reason, "a word of a spread makes no sense");
                 }
-                Err(error) => {
-                    let exhausted = matches!(error, ParticipantError::TooManyTargets);
-                    self.give_up(&start, error.to_string(), exhausted, deadline);
+                Err(Trouble::Lost { reason, exhausted }) => {
+                    let node = self.inner.router.local();
+                    self.give_up(&start, node, reason, exhausted, deadline);
+                    break;
                 }
             }
-            if participant.is_over() {
+            if part.is_forgotten() {
                 break;
             }
-            let left = deadline.left(self.seams());
-            let Ok(Some(frame)) = self.seams().timeout(left, inbox.recv()).await else {
-                break;
+            word = if part.has_work() {
+                inbox.try_recv().ok()
+            } else {
+                let left = deadline.left(self.seams());
+                match self.seams().timeout(left, inbox.recv()).await {
+                    Ok(Some(word)) => Some(word),
+                    Ok(None) | Err(_) => break,
+                }
             };
-            (participant, step) = self.stepped(participant, |part| part.on_frame(frame)).await;
         }
+        traffic.record();
         let mut state = self.inner.state.lock();
         if state
             .running
@@ -299,46 +315,69 @@ impl Registry {
     }
 
     /// One step off the async threads: it reads the store.
-    async fn stepped(
-        &self,
-        mut participant: Part,
-        step: impl FnOnce(&mut Part) -> StepResult + Send + 'static,
-    ) -> (Part, StepResult) {
+    async fn stepped(&self, mut part: Part, word: Option<Word>) -> (Part, Result<Doing, Trouble>) {
         self.seams()
             .blocking(move || {
-                let result = step(&mut participant);
-                (participant, result)
+                let result = part.step(word);
+                (part, result)
             })
             .await
     }
 
     /// Sends what a step emitted, each message by a task of its own, until it is taken.
-    fn send(&self, start: &SpreadStart, step: Step, deadline: Deadline) {
-        for (node, frame) in step.frames {
+    fn send(&self, start: &SpreadStart, doing: Doing, deadline: Deadline, traffic: &mut Traffic) {
+        for (node, word) in doing.words {
+            let message = word.message();
+            traffic.bytes += message.encoded_len() as u64;
+            traffic.messages += 1;
             let (registry, start) = (self.clone(), start.clone());
-            self.seams().spawn("spread frame", async move {
-                let sent = registry.inner.messenger.frame(node, &frame, deadline).await;
-                if let Err(reason) = sent {
-                    let reason = format!("node {node} takes no frames: {reason}");
-                    registry.give_up(&start, reason, false, deadline);
+            self.seams().spawn("spread word", async move {
+                let messenger = &registry.inner.messenger;
+                if let Err(reason) = messenger.word(node, message, deadline).await {
+                    let reason = format!("node {node} takes no words: {reason}");
+                    registry.give_up(&start, node, reason, false, deadline);
                 }
             });
         }
-        if let Some(report) = step.report {
-            self.tell(start, Content::Report(report.encode().into()), deadline);
+        let attempt = start.attempt;
+        for stats in doing.hops {
+            let state = self.inner.state.lock();
+            if let Some(coordinator) = state.coordinators.get(&start.query) {
+                // A hop that nobody hears of now is told with the result.
+                drop(coordinator.try_send(Heard::Hop { attempt, stats }));
+            }
+        }
+        if let Some(report) = doing.report {
+            self.tell(start, report, deadline, traffic);
         }
     }
 
-    fn give_up(&self, start: &SpreadStart, reason: String, exhausted: bool, deadline: Deadline) {
-        self.tell(
-            start,
-            Content::Fault(SpreadFault { reason, exhausted }),
-            deadline,
-        );
+    /// Says that `node` is to blame for what cannot go on.
+    fn give_up(
+        &self,
+        start: &SpreadStart,
+        node: NodeId,
+        reason: String,
+        exhausted: bool,
+        deadline: Deadline,
+    ) {
+        let fault = SpreadFault {
+            reason,
+            exhausted,
+            node: node.0,
+        };
+        let mut traffic = Traffic::default();
+        self.tell(start, Content::Fault(fault), deadline, &mut traffic);
     }
 
     /// Tells the coordinator, who may be here.
-    fn tell(&self, start: &SpreadStart, content: Content, deadline: Deadline) {
+    fn tell(
+        &self,
+        start: &SpreadStart,
+        content: Content,
+        deadline: Deadline,
+        traffic: &mut Traffic,
+    ) {
         let message = SpreadReportMessage {
             query: start.query.0.to_vec().into(),
             attempt: start.attempt,
@@ -346,6 +385,10 @@ impl Registry {
             content: Some(content),
         };
         let (registry, coordinator): (Self, NodeId) = (self.clone(), start.coordinator);
+        if coordinator != self.inner.router.local() {
+            traffic.bytes += message.encoded_len() as u64;
+            traffic.messages += 1;
+        }
         self.seams().spawn("spread report", async move {
             let told = if coordinator == registry.inner.router.local() {
                 registry.report(message)
@@ -360,5 +403,37 @@ impl Registry {
                 tracing::debug!(node = %coordinator, reason, "a spread report was not taken");
             }
         });
+    }
+
+    /// Sends words of a coordinator here, each by a task of its own. One that is not taken is not
+    /// missed: the participant has gone, or goes at its deadline.
+    pub(super) fn direct(&self, controls: Vec<(NodeId, Control)>) {
+        let deadline = Deadline::after(self.seams(), CONTROL_WAIT);
+        for (node, control) in controls {
+            let (registry, word) = (self.clone(), Word::Control(control));
+            self.seams().spawn("spread control", async move {
+                let told = if node == registry.inner.router.local() {
+                    registry.deliver(word)
+                } else {
+                    let message = word.message();
+                    let messenger = &registry.inner.messenger;
+                    messenger.word(node, message, deadline).await
+                };
+                if let Err(reason) = told {
+                    tracing::debug!(node = %node, reason, "a word to a participant was not taken");
+                }
+            });
+        }
+    }
+
+    /// Queries that this node has a part in or coordinates, and words that wait for their start.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> (usize, usize, usize) {
+        let state = self.inner.state.lock();
+        (
+            state.running.len(),
+            state.coordinators.len(),
+            state.early.len(),
+        )
     }
 }

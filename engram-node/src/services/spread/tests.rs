@@ -7,8 +7,8 @@ use std::time::Duration;
 use engram_core::command::{Associate, Expected, Op, Remember};
 use engram_core::partition::Partition;
 use engram_core::spread::{
-    Coordinator, Frame, ONE, ParticipantPlan, PartitionPlan, QueryId, Report, Seed, SpreadOutcome,
-    SpreadParameters, SpreadPlan, spread,
+    Coordinator, Frame, HopStats, ONE, ParticipantPlan, PartitionPlan, QueryId, Report, Seed,
+    SpreadMode, SpreadOutcome, SpreadParameters, SpreadPlan, spread,
 };
 use engram_core::types::{
     ClientId, EdgeContext, GroupId, MemoryId, NodeId, PartitionId, Relation, Sequence, SlotRange,
@@ -18,7 +18,9 @@ use engram_proto::peer::SpreadReportMessage;
 use engram_proto::peer::spread_report_message::Content;
 use tokio::sync::watch;
 
-use super::registry::Registry;
+use super::lead::Lead;
+use super::part::Word;
+use super::registry::{Heard, Listening, Registry};
 use crate::control::ClusterMap;
 use crate::routing::fakes::{Held, NoGroups, NoLinks, apply, partition, system_seams};
 use crate::routing::{Dialer, Groups, Here, Router};
@@ -107,6 +109,8 @@ fn plan(query: u8, attempt: u32, participants: Vec<ParticipantPlan>) -> SpreadPl
         attempt,
         coordinator: HERE,
         participants,
+        unreachable: Vec::new(),
+        mode: SpreadMode::Exact,
         parameters: SpreadParameters {
             explain: true,
             ..SpreadParameters::default()
@@ -140,18 +144,27 @@ fn report(message: SpreadReportMessage) -> Report {
     }
 }
 
+async fn next_report(listening: &mut Listening) -> SpreadReportMessage {
+    loop {
+        match listening.heard.recv().await.unwrap() {
+            Heard::Report(message) => return message,
+            Heard::Hop { .. } => {}
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_lone_participant_answers_as_the_engine_does() {
     let partition = graph();
     let registry = registry(&partition);
     let plan = plan(1, 1, alone());
     let mut coordinator = Coordinator::new(plan.clone()).unwrap();
-    let mut listening = registry.listen(plan.query);
+    let mut listening = registry.listen(plan.query).unwrap();
     let (_, start) = coordinator.starts().remove(0);
     registry
         .start(start, &HashMap::new(), Duration::from_secs(30))
         .unwrap();
-    let message = listening.reports.recv().await.unwrap();
+    let message = next_report(&mut listening).await;
     let finished = coordinator
         .on_report(report(message))
         .unwrap()
@@ -184,7 +197,7 @@ async fn a_later_attempt_replaces_an_earlier_one() {
         },
     ];
     let waiting = Coordinator::new(plan(2, 1, both)).unwrap();
-    let mut listening = registry.listen(QueryId([2; 16]));
+    let mut listening = registry.listen(QueryId([2; 16])).unwrap();
     let (_, start) = waiting.starts().remove(0);
     let seedless = engram_core::spread::SpreadStart {
         seeds: Vec::new(),
@@ -199,7 +212,7 @@ async fn a_later_attempt_replaces_an_earlier_one() {
         .start(start, &HashMap::new(), Duration::from_secs(30))
         .unwrap();
     loop {
-        let message = listening.reports.recv().await.unwrap();
+        let message = next_report(&mut listening).await;
         if message.attempt == 2 {
             assert_eq!(report(message).activated_total, 4);
             break;
@@ -257,11 +270,83 @@ fn early_frames_are_bounded() {
             credit: 0,
             activated: 0,
             emitted: 0,
+            stats: HopStats::default(),
             sections: Vec::new(),
         };
         let taken = (1..1_000)
-            .take_while(|hop| registry.deliver(frame(*hop)).is_ok())
+            .take_while(|hop| registry.deliver(Word::Frame(frame(*hop))).is_ok())
             .count();
         assert_eq!(taken, 64);
     });
+}
+
+#[tokio::test]
+async fn async_mode_pushes_all_there_is() {
+    let partition = graph();
+    let registry = registry(&partition);
+    let mut plan = plan(6, 1, alone());
+    plan.mode = SpreadMode::Async { cut_off: 0 };
+    plan.parameters.explain = false;
+    let truth = oracle(&partition, &plan);
+    let mut listening = registry.listen(plan.query).unwrap();
+    let mut lead = Lead::new(plan, registry.clone()).unwrap();
+    let (_, start) = lead.starts().remove(0);
+    registry
+        .start(start, &HashMap::new(), Duration::from_secs(30))
+        .unwrap();
+    let finished = loop {
+        let message = next_report(&mut listening).await;
+        let content = message.content.expect("a step");
+        if let Some(finished) = lead.on_report(&content).unwrap() {
+            break finished;
+        }
+    };
+    assert!(finished.accounting.missing.is_empty());
+    let bound = finished.accounting.bound.expect("linear rules");
+    assert_eq!(finished.outcome.activated_total, truth.activated_total);
+    for one in &truth.activated {
+        let mut got = finished.outcome.activated.iter();
+        let got = got.find(|got| got.memory == one.memory);
+        let total = got.expect("it counted").total;
+        assert!(total <= one.total && u128::from(one.total - total) <= bound.of(P));
+    }
+    drop((lead, listening));
+    nothing_is_left(&registry).await;
+}
+
+/// Waits until the registry holds nothing of any query.
+async fn nothing_is_left(registry: &Registry) {
+    while registry.held() != (0, 0, 0) {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_is_dropped_leaves_nothing_behind() {
+    let registry = registry(&graph());
+    let halves = SlotRange::split_evenly(2);
+    let half = |partition, slots| PartitionPlan { partition, slots };
+    let both = vec![
+        ParticipantPlan {
+            node: HERE,
+            partitions: vec![half(P, halves[0])],
+        },
+        // It never answers, so this node waits for its frames.
+        ParticipantPlan {
+            node: NodeId(2),
+            partitions: vec![half(PartitionId(8), halves[1])],
+        },
+    ];
+    let plan = plan(7, 1, both);
+    let listening = registry.listen(plan.query).unwrap();
+    let lead = Lead::new(plan, registry.clone()).unwrap();
+    let (_, start) = lead.starts().remove(0);
+    let seeds = Vec::new();
+    let start = engram_core::spread::SpreadStart { seeds, ..start };
+    registry
+        .start(start, &HashMap::new(), Duration::from_secs(600))
+        .unwrap();
+    assert_eq!(registry.held(), (1, 1, 0));
+    drop((lead, listening));
+    nothing_is_left(&registry).await;
 }
