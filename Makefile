@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test check fix deny bench demo-data image compose-test
+.PHONY: help bootstrap build demo test test-long check fix deny bench demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -41,6 +41,11 @@ test: bootstrap ## unit, property, model and cluster tests
 	  echo "cargo-nextest is not installed: running the same tests with cargo test"; \
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
+
+test-long: bootstrap ## properties on fifty times as many cases, and the long simulations
+	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
+	  --package engram-core --lib -- edges:: partition::tests::converge
+	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check

@@ -8,6 +8,7 @@
 //! equal in every digest, whatever crashed, was restored or was delayed on the way; and a planted
 //! fault is found.
 
+pub mod gossip;
 pub mod observe;
 pub mod plan;
 pub mod workload;

@@ -38,6 +38,7 @@ const METHODS: &[(&str, Role)] = &[
     ("/engram.v1.Cluster/ListNodes", Role::Read),
     ("/engram.v1.Cluster/ListPartitions", Role::Read),
     ("/engram.v1.Cluster/Verify", Role::Read),
+    ("/engram.v1.Cluster/ListConflicts", Role::Read),
 ];
 
 /// Services that anyone who reaches the port may call.

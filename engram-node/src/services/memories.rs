@@ -7,10 +7,11 @@ use engram_proto::v1::{
     AssociateRequest, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
     DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
     ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
-    ListNodesRequest, ListNodesResponse, ListPartitionsRequest, ListPartitionsResponse,
-    ListSpacesRequest, ListSpacesResponse, NeighborsRequest, NeighborsResponse, RecallRequest,
-    RecallResponse, RememberRequest, RememberResponse, Space, SpreadEvent, SpreadRequest,
-    StatusRequest, StatusResponse, StrengthenRequest, VerifyRequest, VerifyResponse,
+    ListConflictsRequest, ListConflictsResponse, ListNodesRequest, ListNodesResponse,
+    ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
+    NeighborsRequest, NeighborsResponse, RecallRequest, RecallResponse, RememberRequest,
+    RememberResponse, Space, SpreadEvent, SpreadRequest, StatusRequest, StatusResponse,
+    StrengthenRequest, VerifyRequest, VerifyResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -161,6 +162,13 @@ impl Cluster for Services {
         request: Request<ListPartitionsRequest>,
     ) -> Result<Response<ListPartitionsResponse>, Status> {
         serve!(self, request, list_partitions)
+    }
+
+    async fn list_conflicts(
+        &self,
+        request: Request<ListConflictsRequest>,
+    ) -> Result<Response<ListConflictsResponse>, Status> {
+        serve!(self, request, list_conflicts)
     }
 
     async fn verify(

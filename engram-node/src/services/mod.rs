@@ -10,12 +10,12 @@
 mod admission;
 mod bulk;
 mod cluster;
+mod conflicts;
 mod controls;
 mod edges;
 mod failure;
 mod input;
 mod memories;
-mod overlay;
 mod reads;
 mod recall;
 mod server;
@@ -36,6 +36,7 @@ use tokio::sync::Semaphore;
 use crate::consensus::Consensus;
 use crate::control::plane::ControlPlane;
 use crate::membership::Membership;
+use crate::overlay::OverlayService;
 use crate::replica::Replicas;
 use crate::routing::{Dialer, Groups, Here, Links, Router};
 use crate::seams::Seams;
@@ -62,6 +63,7 @@ struct Inner {
     controls: Arc<dyn Controls>,
     membership: Membership,
     links: Arc<dyn Links>,
+    overlay: OverlayService,
     requests: Arc<Semaphore>,
     own: admission::OwnRequests,
     spreads: spread::Registry,
@@ -102,7 +104,8 @@ impl Services {
             replicas,
         );
         let router = Router::new(seams, plane.watch(), groups, remote, here);
-        Self::new(router, Arc::new(plane), membership, links)
+        let overlay = OverlayService::new(router.clone(), plane.cluster().0);
+        Self::new(router, Arc::new(plane), membership, links, overlay)
     }
 
     #[must_use]
@@ -111,6 +114,7 @@ impl Services {
         controls: Arc<dyn Controls>,
         membership: Membership,
         links: Arc<dyn Links>,
+        overlay: OverlayService,
     ) -> Self {
         let spreads = spread::Registry::new(router.clone(), Arc::clone(&links));
         Self {
@@ -119,6 +123,7 @@ impl Services {
                 controls,
                 membership,
                 links,
+                overlay,
                 requests: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)),
                 own: admission::OwnRequests::default(),
                 spreads,
@@ -130,8 +135,14 @@ impl Services {
         &self.inner.router
     }
 
-    /// Starts what runs beside the calls: the exchange and adoption of overlay deltas.
+    /// Starts what runs beside the calls: the exchange, adoption and folding of edge changes.
     pub fn start(&self) {
-        overlay::start(self.inner.router.clone(), Arc::clone(&self.inner.links));
+        let Inner {
+            overlay,
+            links,
+            membership,
+            ..
+        } = &*self.inner;
+        crate::overlay::start(overlay, Arc::clone(links), membership.clone());
     }
 }

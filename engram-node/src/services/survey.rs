@@ -98,6 +98,10 @@ fn add(partition: &mut v1::Partition, node: NodeId, answer: Option<(u64, StatusA
         edges: status.edges,
         index_tail: status.index_tail,
         overlay_deltas: status.overlay_deltas,
+        overlay_bytes: status.overlay_bytes,
+        folded_edges: status.folded_edges,
+        edge_conflicts: status.edge_conflicts,
+        reused_dots: status.reused_dots,
     });
 }
 
