@@ -6,7 +6,7 @@ use super::record::ConflictRecord;
 use super::view::PartitionView;
 use crate::keys;
 use crate::limits;
-use crate::storage::{Family, Order, StorageError};
+use crate::storage::{Family, Order, Record, StorageError};
 use crate::types::{EdgeContext, EdgeKey, MemoryHash, MemoryId, PartitionId};
 
 /// A part of the way through a partition's edges.
@@ -101,7 +101,7 @@ impl PartitionView {
             &range.end,
             Order::Descending,
         );
-        let decode = |entry: Result<(Box<[u8]>, Box<[u8]>), StorageError>| {
+        let decode = |entry: Result<Record, StorageError>| {
             let (key, value) = entry?;
             let number = keys::parse_number(&key).ok_or_else(|| read::bad_key("a conflict"))?;
             let record = keys::decode(&value).map_err(|error| error.at("a conflict"))?;

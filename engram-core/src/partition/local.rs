@@ -101,8 +101,8 @@ impl Partition {
             for change in changes {
                 self.check_source(&change.from, published.state.slots)?;
                 let mut delta = change.delta(OverlayDot { actor, n });
+                let key = edge_of(&delta);
                 if let EdgeChange::Remove { context } = &mut delta.change {
-                    let key = edge_of(&delta);
                     *context = published.edge_context(&key);
                     let before = fresh.iter().filter(|other| edge_of(other) == key);
                     before.for_each(|other: &OverlayDelta| context.overlay.insert(other.dot));

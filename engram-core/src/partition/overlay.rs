@@ -150,7 +150,7 @@ impl Overlay {
     /// Dots held here that change any edge out of this memory.
     pub fn dots_of_source(&self, from: MemoryHash) -> impl Iterator<Item = OverlayDot> {
         let edges = self.view.out_edges(from);
-        edges.flat_map(|key| self.dots_of_edge(key))
+        edges.flat_map(move |key| self.dots_of_edge(key))
     }
 
     pub fn view(&self) -> OverlayView {

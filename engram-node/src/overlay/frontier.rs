@@ -77,7 +77,7 @@ impl Frontier {
     /// The furthest frontier that all of these replicas have passed.
     #[must_use]
     pub fn stable(&self, replicas: impl IntoIterator<Item = NodeId>) -> Option<&EdgeContext> {
-        let settled = |node| self.replicas.get(&node).and_then(|known| known.settled);
+        let settled = |node: NodeId| self.replicas.get(&node).and_then(|known| known.settled);
         let passed = replicas
             .into_iter()
             .map(settled)

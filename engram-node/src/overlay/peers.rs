@@ -84,10 +84,11 @@ impl Peer {
         self.due = now + pause;
     }
 
-    pub fn failed(&mut self, now: Duration) {
-        self.asked = None;
+    /// Gives back what was asked: whether it arrived is not known.
+    pub fn failed(&mut self, now: Duration) -> Option<Asked> {
         self.due = now + back_off(self.failures);
         self.failures = self.failures.saturating_add(1);
+        self.asked.take()
     }
 
     #[must_use]
@@ -120,7 +121,7 @@ mod tests {
             assert!(peer.is_due(now));
             peer.called(Asked::default());
             assert_eq!(peer.due_at(), None, "one call at a time");
-            peer.failed(now);
+            assert!(peer.failed(now).is_some());
             let due = peer.due_at().expect("it is called again");
             pauses.push((due - now).as_millis());
             now = due;
@@ -150,7 +151,7 @@ mod tests {
         peer.urge(millis(150), P);
         assert_eq!(peer.due_at(), Some(millis(150) + COALESCE));
         peer.called(Asked::default());
-        peer.failed(millis(300));
+        let _ = peer.failed(millis(300));
         peer.urge(millis(301), P);
         assert_eq!(peer.due_at(), Some(millis(300) + BACK_OFF_MIN));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engram_core::command::{OverlayDelta, PartitionCommand};
 use engram_core::partition::{FoldScan, LocalError, ReceivedOverlay};
-use engram_core::types::{EdgeContext, EdgeKey, NodeId, PartitionId, Sequence};
+use engram_core::types::{EdgeContext, EdgeKey, NodeId, OverlayContext, PartitionId, Sequence};
 use engram_proto::convert::DecodeError;
 use engram_proto::peer::OverlayExchange;
 
@@ -334,11 +334,10 @@ impl Protocol {
         self.totals.failed += 1;
         if let Some(peer) = self.peers.get_mut(&node) {
             // What was sent may not have arrived: its context will say.
-            let asked = peer.answered();
+            let asked = peer.failed(now);
             for id in asked.iter().flat_map(|asked| asked.0.keys()) {
                 peer.seen.remove(id);
             }
-            peer.failed(now);
         }
     }
 
@@ -362,7 +361,7 @@ impl Protocol {
             progress |= left.open && left.progress;
             news.extend(left.news.then_some(part.partition));
         }
-        let holds = |id| {
+        let holds = |id: PartitionId| {
             let place = places.get(&id);
             place.is_some_and(|place| place.partition.overlay_stats().deltas > 0)
         };
@@ -465,7 +464,7 @@ impl Protocol {
         partition: PartitionId,
         node: NodeId,
         sequence: Sequence,
-        seen: engram_core::types::OverlayContext,
+        seen: OverlayContext,
     ) {
         if place.leads
             && let Some(duty) = self.duties.get_mut(&partition)

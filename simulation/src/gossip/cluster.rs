@@ -10,8 +10,8 @@ use engram_core::command::EdgeChange;
 use engram_core::partition::{LocalChange, Partition, delta_bytes};
 use engram_core::storage::{Batch, Durability, MemoryStorage, Storage as _};
 use engram_core::types::{
-    ActorId, ClientId, Decay, Hlc, IndexParameters, MemoryId, Metric, NodeId, PartitionId, Relation,
-    RequestId, SlotRange, SpaceConfig, SpaceId, Unit,
+    ActorId, ClientId, Decay, Hlc, IndexParameters, MemoryId, Metric, NodeId, PartitionId,
+    Relation, RequestId, SlotRange, SpaceConfig, SpaceId, Unit,
 };
 use engram_node::membership::swim::{Event as SwimEvent, Member, Swim};
 use engram_node::membership::{Liveness, SwimTiming};
@@ -98,7 +98,11 @@ impl Cluster {
             for node in &homes {
                 let place = Place {
                     partition: replica(id),
-                    others: homes.iter().copied().filter(|other| other != node).collect(),
+                    others: homes
+                        .iter()
+                        .copied()
+                        .filter(|other| other != node)
+                        .collect(),
                     leads: false,
                 };
                 places.entry(*node).or_default().insert(id, place);

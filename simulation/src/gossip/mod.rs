@@ -152,8 +152,15 @@ mod tests {
         let outcome = run(Shape::of(10, 1));
         assert!(outcome.met, "{outcome:?}");
         let converged = outcome.converged_after;
-        assert!(converged.is_some_and(|after| after <= Duration::from_secs(10)), "{outcome:?}");
-        assert_eq!(outcome.held, 3 * outcome.shape.changes, "every replica has every change");
+        assert!(
+            converged.is_some_and(|after| after <= Duration::from_secs(10)),
+            "{outcome:?}"
+        );
+        assert_eq!(
+            outcome.held,
+            3 * outcome.shape.changes,
+            "every replica has every change"
+        );
         assert!(outcome.quiet.datagrams < 5_000.0, "{outcome:?}");
     }
 
@@ -176,7 +183,10 @@ mod tests {
         let outcome = run(Shape::of(100, 1));
         assert!(outcome.met, "{outcome:?}");
         let converged = outcome.converged_after;
-        assert!(converged.is_some_and(|after| after <= Duration::from_secs(10)), "{outcome:?}");
+        assert!(
+            converged.is_some_and(|after| after <= Duration::from_secs(10)),
+            "{outcome:?}"
+        );
         assert_eq!(outcome.held, 3 * outcome.shape.changes);
         assert!(outcome.quiet.datagrams < 5_000.0, "{outcome:?}");
     }

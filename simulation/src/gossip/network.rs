@@ -38,7 +38,9 @@ pub enum Wire {
         answer: OverlayExchange,
     },
     /// The call to this node was given up.
-    Nothing { from: NodeId },
+    Nothing {
+        from: NodeId,
+    },
     /// A timer of the node itself.
     Timer,
 }

@@ -21,7 +21,9 @@ pub fn markdown(outcomes: &[Outcome]) -> String {
          | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     let time = |after: Option<std::time::Duration>| {
-        after.map_or("not within 60 s".to_owned(), |after| format!("{:.2} s", after.as_secs_f64()))
+        after.map_or("not within 60 s".to_owned(), |after| {
+            format!("{:.2} s", after.as_secs_f64())
+        })
     };
     for outcome in outcomes {
         let (shape, quiet) = (outcome.shape, outcome.quiet);
@@ -52,7 +54,10 @@ pub fn curve(outcomes: &[Outcome]) -> String {
         .iter()
         .filter_map(|outcome| Some((outcome.shape.nodes as f64, seconds(outcome)?)))
         .collect();
-    let greatest = points.iter().fold(1.0_f64, |most, point| most.max(point.1)).ceil();
+    let greatest = points
+        .iter()
+        .fold(1.0_f64, |most, point| most.max(point.1))
+        .ceil();
     let (first, last) = (
         points.first().map_or(1.0, |point| point.0.ln()),
         points.last().map_or(2.0, |point| point.0.ln()),

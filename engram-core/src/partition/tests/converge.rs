@@ -34,6 +34,11 @@ enum Action {
         replica: usize,
         edge: u8,
     },
+    /// Proposed, and lost with its leader: only a retry brings it.
+    Lose {
+        edge: u8,
+        weight: u8,
+    },
     /// A marked second attempt of an earlier request, by the other road.
     Retry {
         replica: usize,
@@ -85,29 +90,36 @@ enum Action {
     },
 }
 
+/// With `harsh`, also what may make folding choose, after which values are not compared.
 fn actions(harsh: bool) -> impl Strategy<Value = Vec<Action>> {
     let replica = || 0..REPLICAS;
     let edge = || 0_u8..6;
-    let rare = u32::from(harsh);
-    let action = prop_oneof![
+    let on_edge = || (0..REPLICAS, 0_u8..6);
+    let mild = prop_oneof![
         5 => (edge(), 0_u8..=4).prop_map(|(edge, weight)| Action::Associate { edge, weight }),
-        6 => (replica(), edge()).prop_map(|(replica, edge)| Action::Strengthen { replica, edge }),
-        rare => (replica(), 1_usize..8).prop_map(|(replica, back)| Action::Retry { replica, back }),
+        6 => on_edge().prop_map(|(replica, edge)| Action::Strengthen { replica, edge }),
         2 => edge().prop_map(|edge| Action::Dissociate { edge }),
-        2 => (replica(), edge())
-            .prop_map(|(replica, edge)| Action::DissociateLocally { replica, edge }),
+        2 => on_edge().prop_map(|(replica, edge)| Action::DissociateLocally { replica, edge }),
         1 => (0_u8..3).prop_map(|name| Action::Forget { name }),
         4 => (replica(), replica(), any::<u64>(), prop_oneof![Just(usize::MAX), 0_usize..400])
             .prop_map(|(from, to, which, bytes)| Action::Exchange { from, to, which, bytes }),
-        3 => (replica(), any::<u64>()).prop_map(|(replica, which)| Action::Adopt { replica, which }),
+        3 => (replica(), any::<u64>())
+            .prop_map(|(replica, which)| Action::Adopt { replica, which }),
         6 => (replica(), 1_usize..6)
             .prop_map(|(replica, commands)| Action::Apply { replica, commands }),
         3 => any::<bool>().prop_map(|adopt_first| Action::Fold { adopt_first }),
         1 => (replica(), 0_usize..6).prop_map(|(replica, kept)| Action::Crash { replica, kept }),
         1 => (replica(), replica()).prop_map(|(from, to)| Action::Transfer { from, to }),
-        rare => replica().prop_map(|replica| Action::Wipe { replica }),
-        rare => replica().prop_map(|replica| Action::Expel { replica }),
     ];
+    let rare = prop_oneof![
+        (replica(), 1_usize..8).prop_map(|(replica, back)| Action::Retry { replica, back }),
+        (edge(), 0_u8..=4).prop_map(|(edge, weight)| Action::Lose { edge, weight }),
+        replica().prop_map(|replica| Action::Wipe { replica }),
+        replica().prop_map(|replica| Action::Expel { replica }),
+    ];
+    let rarity = if harsh { 0.15 } else { 0.0 };
+    let action = (prop::bool::weighted(rarity), rare, mild)
+        .prop_map(|(is_rare, rare, mild)| if is_rare { rare } else { mild });
     prop::collection::vec(action, 1..50)
 }
 
@@ -298,6 +310,11 @@ impl Run {
                 let request = self.next_request();
                 self.issued.push((request, edge, Unit::ONE));
                 self.accept(replica, request, false, edge, evidence(Unit::ONE));
+            }
+            Action::Lose { edge, weight } => {
+                let request = self.next_request();
+                let weight = unit(f64::from(weight) / 4.0);
+                self.issued.push((request, edge, weight));
             }
             Action::Retry { replica, back } => self.retry(replica, back),
             Action::Dissociate { edge } => {
