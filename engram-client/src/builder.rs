@@ -9,7 +9,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::client::{Client, Inner, Settings};
 use crate::error::{Error, ErrorKind};
-use crate::machine;
+use crate::machine::{Machine, Source};
 use crate::pool::Pool;
 use crate::requests::RequestIds;
 use crate::retry::Budget;
@@ -49,6 +49,7 @@ pub struct ClientBuilder {
     tls: Option<TlsOptions>,
     settings: Settings,
     session: bool,
+    source: Source,
 }
 
 impl Default for ClientBuilder {
@@ -63,6 +64,7 @@ impl Default for ClientBuilder {
                 routing: true,
             },
             session: false,
+            source: Source::default(),
         }
     }
 }
@@ -117,20 +119,28 @@ impl ClientBuilder {
         self
     }
 
+    /// The machine to run on instead of the real one, for simulations.
+    pub fn machine(mut self, machine: Arc<dyn Machine>) -> Self {
+        self.source = Source::of(machine);
+        self
+    }
+
     /// The client, without a word on the network. Call inside a tokio runtime.
     ///
     /// # Errors
     /// When an endpoint, the token or the TLS material is malformed.
     pub fn build(self) -> Result<Client, Error> {
-        let pool = Pool::new(&self.endpoints, self.tls.map(tls_config))?;
+        let source = self.source;
+        let pool = Pool::new(&self.endpoints, self.tls.map(tls_config), source.clone())?;
         let authorization = self.token.as_deref().map(bearer).transpose()?;
         let inner = Inner {
             pool,
             authorization,
-            ids: RequestIds::new(machine::new_uuid().into_bytes()),
+            ids: RequestIds::new(source.new_uuid().into_bytes()),
             routes: Routes::default(),
             budget: Budget::full(),
             session: self.session.then(Session::default),
+            source,
         };
         Ok(Client::new(Arc::new(inner), self.settings))
     }

@@ -132,7 +132,7 @@ impl Client {
         let wait = match next {
             Next::GiveUp => None,
             Next::Follow => Some(Duration::ZERO),
-            Next::Wait(limit) => Some(machine::jittered(limit)),
+            Next::Wait(limit) => Some(self.inner.source.jittered(limit)),
         };
         error.outcome = retry::outcome(&error, history.unknown, call.safety);
         let Some(wait) = wait.filter(|wait| *wait < deadline.remaining()) else {

@@ -10,6 +10,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use crate::builder::ClientBuilder;
 use crate::call::{Call, Route};
 use crate::error::Error;
+use crate::machine::Source;
 use crate::memories::SpaceClient;
 use crate::pool::Pool;
 use crate::requests::RequestIds;
@@ -26,6 +27,7 @@ pub struct Client {
 
 /// What all clones share.
 pub(crate) struct Inner {
+    pub(crate) source: Source,
     pub(crate) pool: Pool,
     pub(crate) authorization: Option<MetadataValue<Ascii>>,
     pub(crate) ids: Arc<RequestIds>,

@@ -156,7 +156,12 @@ impl Importer {
                     .client
                     .note_failure(Route::Any, &stream.target, &error);
             }
-            let wait = machine::jittered(retry::backoff(attempt));
+            let wait = self
+                .space
+                .client
+                .inner
+                .source
+                .jittered(retry::backoff(attempt));
             if !error.retryable || wait >= deadline.remaining() {
                 return Err(Error {
                     outcome: Outcome::Unknown,

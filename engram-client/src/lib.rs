@@ -37,6 +37,7 @@ pub use builder::{ClientBuilder, TlsOptions};
 pub use client::Client;
 pub use error::{Error, ErrorKind, Outcome};
 pub use import::{BatchReport, Importer};
+pub use machine::{Connecting, Connection, Machine};
 pub use memories::SpaceClient;
 pub use streams::{ExportStream, SpreadAnswer, SpreadStream};
 

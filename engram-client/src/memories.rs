@@ -5,7 +5,6 @@ use engram_proto::v1;
 use crate::call::{Call, Route, memories};
 use crate::client::Client;
 use crate::error::Error;
-use crate::machine;
 
 /// The memories of one space. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,7 +78,7 @@ impl SpaceClient {
     ) -> Result<v1::RememberResponse, Error> {
         let memory = request.memory.get_or_insert_default();
         if memory.id.is_empty() {
-            memory.id = machine::new_uuid().to_string();
+            memory.id = self.client.inner.source.new_uuid().to_string();
         }
         let id = memory.id.clone();
         mutate!(self, "remember", id, request, remember)

@@ -4,13 +4,15 @@
 //! address for a while after its connection failed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::error::{Error, ErrorKind};
-use crate::machine::Deadline;
+use crate::machine::{Deadline, Source};
 
 /// How long a failed address is passed over while another one is there.
 const PENALTY: Duration = Duration::from_secs(2);
@@ -23,6 +25,7 @@ const WINDOW_BYTES: u32 = 4 << 20;
 
 pub(crate) struct Pool {
     tls: Option<ClientTlsConfig>,
+    source: Source,
     state: Mutex<State>,
 }
 
@@ -45,10 +48,15 @@ pub(crate) struct Target {
 impl Pool {
     /// # Errors
     /// When an address is malformed or there is none.
-    pub(crate) fn new(endpoints: &[String], tls: Option<ClientTlsConfig>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        endpoints: &[String],
+        tls: Option<ClientTlsConfig>,
+        source: Source,
+    ) -> Result<Self, Error> {
         let addresses: Vec<String> = endpoints.iter().map(|text| strip_scheme(text)).collect();
         let pool = Self {
             tls,
+            source,
             state: Mutex::new(State {
                 addresses,
                 current: 0,
@@ -117,13 +125,27 @@ impl Pool {
         if let Some(channel) = self.state.lock().channels.get(address) {
             return Ok(channel.clone());
         }
-        let channel = self.endpoint(address)?.connect_lazy();
+        let channel = self.connect(address)?;
         let mut state = self.state.lock();
         Ok(state
             .channels
             .entry(address.to_owned())
             .or_insert(channel)
             .clone())
+    }
+
+    /// Lazily: nothing is sent before the first call.
+    fn connect(&self, address: &str) -> Result<Channel, Error> {
+        let endpoint = self.endpoint(address)?;
+        let Some(machine) = self.source.connector() else {
+            return Ok(endpoint.connect_lazy());
+        };
+        let address = address.to_owned();
+        let connector = tower::service_fn(move |_: http::Uri| {
+            let connecting = Arc::clone(&machine).connect(&address);
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        Ok(endpoint.connect_with_connector_lazy(connector))
     }
 
     fn endpoint(&self, address: &str) -> Result<Endpoint, Error> {
@@ -206,7 +228,7 @@ mod tests {
 
     fn pool(endpoints: &[&str]) -> Result<Pool, Error> {
         let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-        Pool::new(&endpoints, None)
+        Pool::new(&endpoints, None, Source::default())
     }
 
     #[test]

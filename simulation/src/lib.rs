@@ -1,15 +1,17 @@
 //! Deterministic simulation of Engram: what happens is decided by one seed.
 //!
-//! So far it holds replicas of one partition around one log ([`world`]): the production state
-//! machine, index, edges and snapshots over the in-memory store, which loses what was not synced
-//! when a replica crashes. Consensus, network and clocks are not simulated yet: the log is given.
+//! [`world`] holds whole clusters: real nodes and clients on a simulated network, disk and clock,
+//! carried through a [`plan`]. [`replicas`] holds the replicas of one partition around a given log,
+//! without consensus: small, and exhaustive about crashes between two commands. [`gossip`] holds
+//! membership and the exchange of edge changes in clusters of hundreds of nodes, in virtual time.
 //!
-//! What must hold: a seed run twice gives the same trace; replicas that applied the same log are
-//! equal in every digest, whatever crashed, was restored or was delayed on the way; and a planted
-//! fault is found.
+//! What must hold: a seed run twice gives the same trace, on any machine.
 
 pub mod gossip;
+mod libc_seam;
 pub mod observe;
 pub mod plan;
-pub mod workload;
+mod probes;
+pub mod replicas;
+pub mod thread;
 pub mod world;

@@ -1,6 +1,8 @@
 //! What the invariants see of a node: plain data, filled in by the world from outside the node's
 //! tasks, at moments when no task of it runs.
 
+use std::collections::BTreeMap;
+
 use engram_core::types::{GroupId, NodeId, PartitionId, Sequence, SpaceId};
 
 use crate::plan::Host;
@@ -12,8 +14,22 @@ pub struct NodeObservation {
     pub node: NodeId,
     /// Counts the process's starts.
     pub incarnation: u64,
+    /// What this node knows of the cluster map; none before it has joined.
+    pub map: Option<MapObservation>,
     pub groups: Vec<GroupObservation>,
     pub partitions: Vec<PartitionObservation>,
+}
+
+/// A node's copy of the cluster map, as far as placement is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapObservation {
+    /// Control commands that it reflects.
+    pub index: u64,
+    pub nodes: Vec<NodeId>,
+    /// Where the replicas of each data group belong.
+    pub groups: BTreeMap<GroupId, Vec<NodeId>>,
+    /// Data group, space, and the replicas that the space asks for.
+    pub partitions: BTreeMap<PartitionId, (GroupId, SpaceId, u32)>,
 }
 
 /// One Raft group's replica.
@@ -28,6 +44,8 @@ pub struct GroupObservation {
     pub applied_index: u64,
     pub voters: Vec<NodeId>,
     pub learners: Vec<NodeId>,
+    /// Why this replica does not run any more, if it does not.
+    pub stopped: Option<String>,
 }
 
 /// One partition's replica.
@@ -54,4 +72,7 @@ pub struct LogObservation {
     pub term: u64,
     /// Checksum of the content.
     pub content: u32,
+    /// Term of the entry before, when the store still has it: two entries of one index and term
+    /// must agree in it.
+    pub previous_term: Option<u64>,
 }

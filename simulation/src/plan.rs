@@ -126,6 +126,98 @@ pub enum Fault {
     Transfer { choice: u32 },
 }
 
+impl Fault {
+    /// A stable name, for tables and counters.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Crash { .. } => "crash",
+            Self::CrashAtWrite { .. } => "crash-at-write",
+            Self::Restart { .. } => "restart",
+            Self::Pause { .. } => "pause",
+            Self::Cut { both: true, .. } => "cut",
+            Self::Cut { both: false, .. } => "cut-one-way",
+            Self::Clog { .. } => "clog",
+            Self::Reset { .. } => "reset",
+            Self::Weather { .. } => "weather",
+            Self::SlowDisk { .. } => "slow-disk",
+            Self::FullDisk { .. } => "full-disk",
+            Self::FailedSync { .. } => "failed-sync",
+            Self::CorruptRecord { .. } => "corrupt-record",
+            Self::ClockJump { .. } => "clock-jump",
+            Self::Join => "join",
+            Self::Transfer { .. } => "transfer",
+        }
+    }
+
+    /// The hosts that it names.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<Host> {
+        match self {
+            Self::Crash { host, .. }
+            | Self::CrashAtWrite { host, .. }
+            | Self::Restart { host, .. }
+            | Self::Pause { host, .. }
+            | Self::Reset { host }
+            | Self::SlowDisk { host, .. }
+            | Self::FullDisk { host, .. }
+            | Self::FailedSync { host, .. }
+            | Self::CorruptRecord { host, .. }
+            | Self::ClockJump { host, .. } => vec![*host],
+            Self::Cut { from, to, .. } => from.iter().chain(to).copied().collect(),
+            Self::Clog { between, .. } => vec![between.0, between.1],
+            Self::Weather { .. } | Self::Join | Self::Transfer { .. } => Vec::new(),
+        }
+    }
+
+    /// When it is over by itself, counted from its beginning.
+    #[must_use]
+    pub fn length(&self) -> Duration {
+        match self {
+            Self::Crash { down, .. }
+            | Self::CrashAtWrite { down, .. }
+            | Self::Restart { down, .. }
+            | Self::FullDisk { down, .. }
+            | Self::FailedSync { down, .. }
+            | Self::CorruptRecord { down, .. } => *down,
+            Self::Pause { length, .. }
+            | Self::Cut { length, .. }
+            | Self::Clog { length, .. }
+            | Self::Weather { length, .. }
+            | Self::SlowDisk { length, .. } => *length,
+            Self::Reset { .. } | Self::ClockJump { .. } | Self::Join | Self::Transfer { .. } => {
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+impl WorkloadKind {
+    pub const ALL: [Self; 7] = [
+        Self::Register,
+        Self::Set,
+        Self::Counter,
+        Self::Edges,
+        Self::Recall,
+        Self::Spread,
+        Self::Spaces,
+    ];
+
+    /// A stable name, for tables and the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Register => "register",
+            Self::Set => "set",
+            Self::Counter => "counter",
+            Self::Edges => "edges",
+            Self::Recall => "recall",
+            Self::Spread => "spread",
+            Self::Spaces => "spaces",
+        }
+    }
+}
+
 /// What clients do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadPlan {

@@ -1,6 +1,6 @@
 //! Replicas of one partition stay equal through crashes, restores and delays.
 
-use engram_simulation::world::{Planted, Report, Setup, run};
+use engram_simulation::replicas::world::{Planted, Report, Setup, run};
 
 fn setup(seed: u64, planted: Planted) -> Setup {
     Setup {

@@ -62,7 +62,10 @@ pub use view::{
 use self::overlay::Overlay;
 use self::record::StateRecord;
 use self::requests::RequestTable;
-use crate::index::{Generation, IndexStatus, Job, LinkedWindow, PartitionIndex, VectorId};
+use crate::index::{
+    Generation, IndexPosition, IndexStatus, Job, LinkedWindow, PartitionIndex, TopologyDigest,
+    VectorId,
+};
 use crate::keys;
 use crate::storage::{Batch, Durability, Family, Storage, StorageError};
 use crate::types::{EdgeContext, MarkId, PartitionId, Sequence, SlotRange, SpaceConfig};
@@ -220,6 +223,14 @@ impl Partition {
             log: Arc::clone(&published.log),
             overlay: published.overlay.view(),
         }
+    }
+
+    /// The last job done in the newest generation, and the digest of the topology after it.
+    #[must_use]
+    pub fn topology(&self) -> Option<(IndexPosition, TopologyDigest)> {
+        let position = self.index.status().newest;
+        let digest = self.index.digest_at(position)?;
+        Some((position, digest))
     }
 
     /// The next structural job of the index, if one waits. Run and commit it, or drop it to have

@@ -9,6 +9,7 @@ mod campaign;
 mod codec;
 mod config;
 mod group;
+mod inspect;
 mod keys;
 mod log;
 mod network;
@@ -19,6 +20,7 @@ mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tokio_rt;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -29,8 +31,10 @@ use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
 
 pub use config::ConsensusConfig;
+pub use inspect::{GroupStatus, LogEntryStatus};
 pub use node::Consensus;
 use node::Inner;
+pub use tokio_rt::seed_this_thread;
 
 /// A Raft group as a node is told to run it.
 #[derive(Clone, Debug, PartialEq, Eq)]

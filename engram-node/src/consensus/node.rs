@@ -221,6 +221,10 @@ impl Consensus {
         self.inner.on_node_lost(node);
     }
 
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// Stops all groups after handing over leadership where that is quick.
     pub async fn shutdown(&self) {
         let _admin = self.inner.admin.lock().await;
@@ -249,6 +253,10 @@ impl Consensus {
 }
 
 impl Inner {
+    pub fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
     pub fn group(&self, group: GroupId) -> Option<Arc<Group>> {
         self.groups.read().get(&group).cloned()
     }

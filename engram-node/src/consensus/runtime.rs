@@ -1,15 +1,12 @@
-//! openraft's types as this node uses them, its runtime included. Only `consensus` uses them.
-//!
-//! A simulation replaces [`Runtime`] by a wrapper (for example openraft's deterministic RNG around
-//! tokio); nothing else names a runtime.
+//! openraft's types as this node uses them. Only `consensus` uses them; where its tasks and timers
+//! run is in [`super::tokio_rt`].
 
 use std::fmt;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Where Raft's own tasks and timers run.
-pub type Runtime = openraft_rt_tokio::TokioRuntime;
+pub use super::tokio_rt::Runtime;
 
 openraft::declare_raft_types!(
     /// All groups have the same types: what an entry means is up to the group's machine.

@@ -1,9 +1,10 @@
 //! The seams between the node and the machine it runs on: clock, timers, tasks, randomness,
-//! sockets, datagrams and disk. Production uses [`os`]; a simulation brings its own.
+//! sockets, datagrams and disk. Production uses `os`; a simulation brings its own.
 //!
 //! What must hold: nothing else in this crate calls the wall clock, the system RNG, a socket, a
 //! timer or `tokio::spawn` (clippy's `disallowed-methods` keeps it so).
 
+#[cfg(feature = "rocksdb")]
 pub mod os;
 
 use std::future::Future;

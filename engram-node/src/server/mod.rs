@@ -126,6 +126,11 @@ impl Server {
         &self.consensus
     }
 
+    #[must_use]
+    pub fn replicas(&self) -> &Replicas {
+        &self.replicas
+    }
+
     /// Serves until `shutdown` is ready, then stops.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) {
         shutdown.await;

@@ -13,5 +13,6 @@ mod store;
 mod tests;
 mod writer;
 
+pub use record::Header;
 pub use store::LogStore;
 pub use writer::{LogWriter, Poisoned};

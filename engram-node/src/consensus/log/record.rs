@@ -71,6 +71,11 @@ pub struct Header {
 }
 
 impl Header {
+    /// Checksum of a record's content and identity, without its predecessors.
+    pub fn content_checksum(bytes: &[u8]) -> u32 {
+        crc32c::crc32c(bytes.get(5..).unwrap_or_default())
+    }
+
     pub fn read(bytes: &[u8]) -> Option<Self> {
         if bytes.len() < HEADER_BYTES || bytes[0] != VERSION {
             return None;

@@ -11,7 +11,7 @@ use engram_core::types::{
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::workload::{self, DIMENSION};
+use super::workload::{self, DIMENSION};
 
 const PARTITION: PartitionId = PartitionId(7);
 

@@ -1,0 +1,346 @@
+//! A node's disk: it outlives the node's processes, and fails as it is told.
+//!
+//! The store is the in-memory engine, which loses unsynced batches in a crash; files are durable
+//! from the moment a write returns, as the seam promises. A machine that dies at a write is dead from
+//! that moment: its life ends inside the call.
+
+use std::collections::BTreeMap;
+use std::io::{Cursor, Error, ErrorKind, Result, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use engram_core::storage::{
+    Batch, BatchOp, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
+    StorageError,
+};
+use engram_node::seams::{Disk, FileWriter};
+use parking_lot::Mutex;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+
+use super::seams::{Ledger, Life};
+use super::trace::digest;
+
+/// What is on the platters, and what is to go wrong.
+#[derive(Default)]
+struct Platters {
+    store: MemoryStorage,
+    files: BTreeMap<PathBuf, Arc<[u8]>>,
+    full: bool,
+    trap: Option<Trap>,
+    /// A write has failed, or the next one will.
+    spoiled: bool,
+}
+
+/// The machine dies at a write.
+#[derive(Clone, Copy, Debug)]
+pub struct Trap {
+    /// Writes before it.
+    pub others: u32,
+    /// Whether that write is done.
+    pub after: bool,
+}
+
+/// A disk. Clones share it.
+#[derive(Clone, Default)]
+pub struct Platter(Arc<Mutex<Platters>>);
+
+impl Platter {
+    /// The machine dies; a drawn part of what was not synced is kept. How many batches were lost.
+    pub fn crash(&self, generator: &mut StdRng) -> usize {
+        let mut platters = self.0.lock();
+        let unsynced = platters.store.unsynced_batches();
+        let kept = generator.random_range(0..=unsynced);
+        let store = platters.store.crash(kept);
+        platters.open_again(store);
+        unsynced - kept
+    }
+
+    /// The process ends in order: what it wrote stays.
+    pub fn close(&self) {
+        let mut platters = self.0.lock();
+        let unsynced = platters.store.unsynced_batches();
+        let store = platters.store.crash(unsynced);
+        platters.open_again(store);
+    }
+
+    pub fn set_trap(&self, trap: Option<Trap>) {
+        self.0.lock().trap = trap;
+    }
+
+    pub fn fill(&self) {
+        let mut platters = self.0.lock();
+        platters.full = true;
+        platters.spoiled = true;
+    }
+
+    pub fn fail_next_write(&self) {
+        let mut platters = self.0.lock();
+        platters.store.fail_next_write();
+        platters.spoiled = true;
+    }
+
+    /// No fault waits to happen any more; whether the store may refuse writes until it is opened
+    /// again.
+    pub fn calm(&self) -> bool {
+        let mut platters = self.0.lock();
+        platters.full = false;
+        platters.trap = None;
+        platters.spoiled
+    }
+
+    pub fn store(&self) -> MemoryStorage {
+        self.0.lock().store.clone()
+    }
+}
+
+impl Platters {
+    fn open_again(&mut self, store: MemoryStorage) {
+        self.store = store;
+        self.full = false;
+        self.trap = None;
+        self.spoiled = false;
+    }
+}
+
+/// A disk as one process sees it.
+#[derive(Clone)]
+pub struct SimDisk {
+    platter: Platter,
+    life: Arc<Life>,
+    ledger: Arc<Ledger>,
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Done,
+    DoneAndDead,
+    Lost,
+    Full,
+}
+
+impl SimDisk {
+    pub fn new(platter: Platter, life: Arc<Life>, ledger: Arc<Ledger>) -> Self {
+        Self {
+            platter,
+            life,
+            ledger,
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        if self.life.is_over() {
+            return Fate::Lost;
+        }
+        let mut platters = self.platter.0.lock();
+        if platters.full {
+            return Fate::Full;
+        }
+        match platters.trap {
+            None => Fate::Done,
+            Some(Trap { others: 0, after }) => {
+                platters.trap = None;
+                self.life.end();
+                self.ledger.event(format_args!(
+                    "died at a write {} {after}",
+                    self.life.place.0
+                ));
+                if after { Fate::DoneAndDead } else { Fate::Lost }
+            }
+            Some(Trap { others, after }) => {
+                let others = others - 1;
+                platters.trap = Some(Trap { others, after });
+                Fate::Done
+            }
+        }
+    }
+
+    /// Whether a write of a file is to happen.
+    fn file_fate(&self) -> Result<()> {
+        match self.fate() {
+            Fate::Done | Fate::DoneAndDead => Ok(()),
+            Fate::Lost => Err(Error::other("the machine is off")),
+            Fate::Full => Err(Error::from(ErrorKind::StorageFull)),
+        }
+    }
+
+    fn event(&self, what: &str, path: &Path, bytes: &[u8]) {
+        let place = self.life.place.0;
+        self.ledger.event(format_args!(
+            "{what} {place} {} {} {:016x}",
+            path.display(),
+            bytes.len(),
+            digest(bytes)
+        ));
+    }
+}
+
+impl Disk for SimDisk {
+    fn open_store(&self, _directory: &Path) -> std::result::Result<Arc<dyn Storage>, StorageError> {
+        Ok(Arc::new(SimStore {
+            store: self.platter.store(),
+            disk: self.clone(),
+        }))
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Vec<u8>> {
+        let platters = self.platter.0.lock();
+        let file = platters.files.get(path);
+        file.map(|bytes| bytes.to_vec())
+            .ok_or_else(|| Error::from(ErrorKind::NotFound))
+    }
+
+    fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.file_fate()?;
+        self.event("file", path, bytes);
+        let mut platters = self.platter.0.lock();
+        platters.files.insert(path.to_owned(), bytes.into());
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> Result<()> {
+        if self.life.is_over() {
+            return Err(Error::other("the machine is off"));
+        }
+        self.platter.0.lock().files.remove(path);
+        Ok(())
+    }
+
+    fn create_file(&self, path: &Path) -> Result<Box<dyn FileWriter>> {
+        Ok(Box::new(Writer {
+            disk: self.clone(),
+            path: path.to_owned(),
+            bytes: Vec::new(),
+        }))
+    }
+
+    fn open_file(&self, path: &Path) -> Result<Box<dyn std::io::Read + Send>> {
+        let platters = self.platter.0.lock();
+        let file = platters.files.get(path).cloned();
+        let file = file.ok_or_else(|| Error::from(ErrorKind::NotFound))?;
+        Ok(Box::new(Cursor::new(file)))
+    }
+
+    fn rename_file(&self, from: &Path, to: &Path) -> Result<()> {
+        self.file_fate()?;
+        let mut platters = self.platter.0.lock();
+        let file = platters.files.remove(from);
+        let file = file.ok_or_else(|| Error::from(ErrorKind::NotFound))?;
+        self.event("rename", to, &file);
+        platters.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn list_files(&self, directory: &Path) -> Result<Vec<String>> {
+        let platters = self.platter.0.lock();
+        let here = platters
+            .files
+            .keys()
+            .filter(|path| path.parent() == Some(directory));
+        let names = here.filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        Ok(names.collect())
+    }
+}
+
+/// A file in the making: nowhere before it is finished.
+struct Writer {
+    disk: SimDisk,
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Write for Writer {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl FileWriter for Writer {
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.disk.write_file(&self.path, &self.bytes)
+    }
+}
+
+/// The store as one process sees it.
+struct SimStore {
+    store: MemoryStorage,
+    disk: SimDisk,
+}
+
+fn batch_digest(batch: &Batch) -> u64 {
+    let mut hash = blake3::Hasher::new();
+    for op in batch.ops() {
+        let (family, parts) = match op {
+            BatchOp::Put { family, key, value } => (family, [&key[..], &value[..]]),
+            BatchOp::Delete { family, key } => (family, [&key[..], &[]]),
+            BatchOp::DeleteRange { family, start, end } => (family, [&start[..], &end[..]]),
+        };
+        hash.update(family.name().as_bytes());
+        for part in parts {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl Reader for SimStore {
+    fn get(
+        &self,
+        family: Family,
+        key: &[u8],
+    ) -> std::result::Result<Option<Vec<u8>>, StorageError> {
+        self.store.get(family, key)
+    }
+
+    fn scan<'a>(&'a self, family: Family, start: &[u8], end: &[u8], order: Order) -> Records<'a> {
+        self.store.scan(family, start, end, order)
+    }
+}
+
+impl Storage for SimStore {
+    fn view(&self) -> Arc<dyn Reader> {
+        self.store.view()
+    }
+
+    fn write(&self, batch: Batch, durability: Durability) -> std::result::Result<(), StorageError> {
+        let refused = |reason: &str| {
+            Err(StorageError::Write {
+                reason: reason.into(),
+            })
+        };
+        let fate = self.disk.fate();
+        match fate {
+            Fate::Lost => return refused("the machine is off"),
+            Fate::Full => {
+                // Poisons the store, as any failed write does.
+                self.store.fail_next_write();
+            }
+            Fate::Done | Fate::DoneAndDead => {}
+        }
+        let ledger = &self.disk.ledger;
+        ledger.event(format_args!(
+            "write {} {} {durability:?} {:016x}",
+            self.disk.life.place.0,
+            batch.bytes(),
+            batch_digest(&batch)
+        ));
+        ledger.count("disk writes", 1);
+        if durability == Durability::Sync {
+            ledger.count("disk syncs", 1);
+        }
+        self.store.write(batch, durability)
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.store.bytes_on_disk()
+    }
+}

@@ -1,0 +1,210 @@
+//! Carrying out a plan's faults, and ending them.
+
+use std::time::Duration;
+
+use super::World;
+use super::disk::Trap;
+use super::network::{self, End};
+use super::node::place;
+use crate::plan::{Fault, Host};
+
+/// What is to happen at a time.
+#[derive(Clone, Debug)]
+pub enum Action {
+    Begin(Fault),
+    Start(Host),
+    /// Stops the node in order, and starts it again after a while.
+    Kill(Host),
+    Resume(Host),
+    EndLinks(u64),
+    EndWeather,
+    EndSlowDisk(Host),
+}
+
+impl World {
+    pub(super) fn schedule(&mut self, at: Duration, action: Action) {
+        self.next_action += 1;
+        self.actions.insert((at, self.next_action), action);
+    }
+
+    /// Does what is due.
+    pub(super) fn act(&mut self) {
+        while let Some(entry) = self.actions.first_entry() {
+            if entry.key().0 > self.now {
+                return;
+            }
+            match entry.remove() {
+                Action::Begin(fault) => self.apply_fault(&fault),
+                Action::Start(host) => self.start_node(host),
+                Action::Kill(host) => self.crash_node(host, End::Process),
+                Action::Resume(host) => self.resume_node(host),
+                Action::EndLinks(number) => self.around.network.end_fault(number),
+                Action::EndWeather => self.around.network.set_weather(self.plan.network),
+                Action::EndSlowDisk(host) => {
+                    if let Some(node) = self.nodes.get(host.0) {
+                        node.set_slowness(1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Begins a fault now; its end is scheduled. A fault that finds nothing to harm (a crash of a
+    /// node that is down) is not counted.
+    pub fn apply_fault(&mut self, fault: &Fault) {
+        let kind = fault.kind();
+        let harmed = self.harm(fault);
+        let ledger = &self.around.ledger;
+        ledger.event(format_args!("fault {fault:?}: {harmed}"));
+        if harmed {
+            ledger.count(kind, 1);
+            self.faults_injected += 1;
+            *self.faults_by_kind.entry(kind).or_default() += 1;
+        }
+    }
+
+    fn harm(&mut self, fault: &Fault) -> bool {
+        let now = self.now;
+        match fault.clone() {
+            Fault::Crash { host, down } => {
+                if !self.is_up(host) {
+                    return false;
+                }
+                // Half of the crashes are those of a machine: nobody is told.
+                let end = if self.coin() {
+                    End::Process
+                } else {
+                    End::Machine
+                };
+                self.crash_node(host, end);
+                self.schedule(now + down, Action::Start(host));
+                true
+            }
+            Fault::CrashAtWrite {
+                host,
+                writes,
+                after,
+                down,
+            } => self.set_trap(
+                host,
+                Trap {
+                    others: writes,
+                    after,
+                },
+                down,
+            ),
+            Fault::Restart { host, down } => {
+                let stopping = self.node_mut(host).is_some_and(|node| node.stop(now));
+                if stopping {
+                    self.restarting.insert(host, down);
+                }
+                stopping
+            }
+            Fault::Pause { host, length } => {
+                let paused = self.node_mut(host).is_some_and(|node| node.pause(now));
+                if paused {
+                    self.schedule(now + length, Action::Resume(host));
+                }
+                paused
+            }
+            Fault::Cut {
+                from,
+                to,
+                both,
+                length,
+            } => {
+                let places = |hosts: Vec<Host>| hosts.into_iter().map(place).collect();
+                let cut = network::Fault::Cut {
+                    from: places(from),
+                    to: places(to),
+                    both,
+                };
+                self.break_links(cut, length)
+            }
+            Fault::Clog { between, length } => {
+                let clog = network::Fault::Clog(place(between.0), place(between.1));
+                self.break_links(clog, length)
+            }
+            Fault::Reset { host } => self.around.network.reset(place(host)) > 0,
+            Fault::Weather { network, length } => {
+                self.around.network.set_weather(network);
+                self.schedule(now + length, Action::EndWeather);
+                true
+            }
+            Fault::SlowDisk {
+                host,
+                factor,
+                length,
+            } => {
+                let Some(node) = self.nodes.get(host.0) else {
+                    return false;
+                };
+                node.set_slowness(factor);
+                self.schedule(now + length, Action::EndSlowDisk(host));
+                true
+            }
+            Fault::FullDisk { host, down } => self.harm_disk(host, down, |disk| disk.fill()),
+            Fault::FailedSync { host, down } => {
+                self.harm_disk(host, down, |disk| disk.fail_next_write())
+            }
+            Fault::CorruptRecord { .. } => false,
+            Fault::ClockJump { host, millis } => {
+                let node = self.nodes.get(host.0);
+                node.map(|node| node.jump_clock(millis)).is_some()
+            }
+            Fault::Join => {
+                self.add_node();
+                true
+            }
+            Fault::Transfer { choice } => self.transfer(choice),
+        }
+    }
+
+    fn break_links(&mut self, fault: network::Fault, length: Duration) -> bool {
+        let number = self.around.network.begin_fault(fault);
+        self.schedule(self.now + length, Action::EndLinks(number));
+        true
+    }
+
+    fn set_trap(&mut self, host: Host, trap: Trap, down: Duration) -> bool {
+        if !self.is_up(host) {
+            return false;
+        }
+        self.nodes[host.0].platter.set_trap(Some(trap));
+        self.trapped.insert(host, down);
+        true
+    }
+
+    /// The node is started again, without the fault, after `down`.
+    fn harm_disk(
+        &mut self,
+        host: Host,
+        down: Duration,
+        harm: impl FnOnce(&super::disk::Platter),
+    ) -> bool {
+        if !self.is_up(host) {
+            return false;
+        }
+        harm(&self.nodes[host.0].platter);
+        self.schedule(self.now + down, Action::Kill(host));
+        self.schedule(self.now + down, Action::Start(host));
+        true
+    }
+
+    fn transfer(&mut self, choice: u32) -> bool {
+        let mut led = Vec::new();
+        for (number, node) in self.nodes.iter().enumerate() {
+            let status = node.with_server(|server| server.consensus().status());
+            let groups = status.into_iter().flatten().filter(|group| group.leads);
+            led.extend(groups.map(|group| (number, group.group)));
+        }
+        let Some((number, group)) = led.get(choice as usize % led.len().max(1)).copied() else {
+            return false;
+        };
+        let node = &self.nodes[number];
+        if let Some(consensus) = node.with_server(|server| server.consensus().clone()) {
+            node.spawn(async move { consensus.hand_over(group).await });
+        }
+        true
+    }
+}

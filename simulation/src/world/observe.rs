@@ -1,0 +1,122 @@
+//! Looking at the nodes from outside, between two ticks.
+
+use engram_core::partition::Partition;
+use engram_core::types::GroupId;
+use engram_node::control::ClusterMap;
+use engram_node::server::Server;
+
+use super::World;
+use super::node::Node;
+use crate::observe::{
+    GroupObservation, LogObservation, MapObservation, NodeObservation, PartitionObservation,
+};
+use crate::plan::Host;
+
+impl World {
+    /// All nodes that serve.
+    #[must_use]
+    pub fn observe(&self) -> Vec<NodeObservation> {
+        let observed = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.with_server(|server| observe_node(node, server)));
+        observed.collect()
+    }
+
+    /// The entries `first..end` of a group's log that a node has on its disk.
+    #[must_use]
+    pub fn log(&self, host: Host, group: GroupId, first: u64, end: u64) -> Vec<LogObservation> {
+        let node = self.nodes.get(host.0);
+        let entries = node.and_then(|node| {
+            let before = first.saturating_sub(1);
+            node.with_server(|server| server.consensus().log_entries(group, before, end))
+        });
+        // An unreadable log is the node's to find: it has no entries to compare.
+        let entries = entries.and_then(Result::ok).unwrap_or_default();
+        let mut previous = None;
+        let mut observed = Vec::new();
+        for entry in entries {
+            let follows = |before: &(u64, u64)| before.0 + 1 == entry.index;
+            if entry.index >= first {
+                observed.push(LogObservation {
+                    index: entry.index,
+                    term: entry.term,
+                    content: entry.content,
+                    previous_term: previous.filter(follows).map(|(_, term)| term),
+                });
+            }
+            previous = Some((entry.index, entry.term));
+        }
+        observed
+    }
+}
+
+fn observe_node(node: &Node, server: &Server) -> NodeObservation {
+    let map = server.plane().map();
+    let groups = server.consensus().status();
+    NodeObservation {
+        host: node.host,
+        node: server.node(),
+        incarnation: node.lives(),
+        map: map.is_founded().then(|| observe_map(&map)),
+        groups: groups
+            .into_iter()
+            .map(|group| GroupObservation {
+                group: group.group,
+                term: group.term,
+                leads: group.leads,
+                last_log_index: group.last_log_index,
+                committed_index: group.committed_index,
+                applied_index: group.applied_index,
+                voters: group.voters,
+                learners: group.learners,
+                stopped: group.stopped,
+            })
+            .collect(),
+        partitions: server
+            .replicas()
+            .partitions()
+            .into_iter()
+            .map(|(group, partition)| observe_partition(group, &partition))
+            .collect(),
+    }
+}
+
+fn observe_map(map: &ClusterMap) -> MapObservation {
+    let placed = map.partitions().map(|(space, partition)| {
+        let place = (partition.group, space.config.space, space.replicas);
+        (partition.id, place)
+    });
+    MapObservation {
+        index: map.index,
+        nodes: map.nodes.keys().copied().collect(),
+        groups: map
+            .groups
+            .values()
+            .map(|group| (group.id, group.replicas.clone()))
+            .collect(),
+        partitions: placed.collect(),
+    }
+}
+
+fn observe_partition(group: GroupId, partition: &Partition) -> PartitionObservation {
+    let status = partition.status();
+    let topology = partition
+        .topology()
+        .map(|(at, digest)| (at.generation, at.jobs, digest.to_string()));
+    let overlay = format!("{:?}", partition.overlay_context());
+    let log = u64::from_be_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|at: usize| status.log_hash[at]));
+    PartitionObservation {
+        space: partition.config().space,
+        partition: partition.id(),
+        group,
+        sequence: status.sequence,
+        digests: format!(
+            "log {log:016x} memories {} {:032x} edges {} {:032x}",
+            status.memories, status.memory_digest, status.edges, status.edge_digest
+        ),
+        topology,
+        overlay: format!("{:016x}", super::trace::digest(overlay.as_bytes())),
+        jobs: usize::try_from(status.index.jobs_waiting).unwrap_or(usize::MAX),
+    }
+}
