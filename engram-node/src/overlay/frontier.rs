@@ -94,7 +94,7 @@ impl Frontier {
 
 #[cfg(test)]
 mod tests {
-    use engram_core::types::{ActorId, OverlayDot};
+    use engram_core::types::ActorId;
 
     use super::*;
 

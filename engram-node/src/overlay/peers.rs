@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use engram_core::types::{NodeId, OverlayContext, PartitionId};
+use engram_core::types::{OverlayContext, PartitionId};
 
 use super::parts::Asked;
 

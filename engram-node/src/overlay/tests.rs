@@ -35,7 +35,7 @@ struct Net {
     calls: usize,
 }
 
-fn replica() -> std::sync::Arc<Partition> {
+fn replica() -> Arc<Partition> {
     partition(P, SlotRange::ALL)
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use engram_core::keys;
 use engram_core::partition::{OpenError, Partition};
-use engram_core::storage::{Batch, Durability, Family, Reader as _, Storage, StorageError};
+use engram_core::storage::{Batch, Durability, Family, Storage, StorageError};
 use engram_core::types::{GroupId, Hlc, PartitionId};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
@@ -87,7 +87,7 @@ impl Replicas {
     /// When storage cannot be read.
     pub fn kept_stamp(&self) -> Result<Option<Hlc>, StorageError> {
         let bytes = self.shared.storage.get(Family::Metadata, &stamp_key())?;
-        let decode = |bytes: Box<[u8]>| keys::decode(&bytes).map_err(|error| error.at(STAMP));
+        let decode = |bytes: Vec<u8>| keys::decode(&bytes).map_err(|error| error.at(STAMP));
         bytes.map(decode).transpose()
     }
 
