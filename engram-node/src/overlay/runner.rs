@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::protocol::{Effect, Event, Protocol, ServeError, Totals};
 use super::rumour::Rumour;
-use super::{Place, Places};
+use super::{Place, Places, measures};
 use crate::membership::Membership;
 use crate::routing::{Links, MESSAGE_BYTES_MAX, Router};
 
@@ -75,6 +75,7 @@ pub fn start(service: &OverlayService, links: Arc<dyn Links>, membership: Member
         calls: FuturesUnordered::new(),
         proposals: FuturesUnordered::new(),
         replicas: BTreeSet::new(),
+        next_tick: Duration::ZERO,
         measured: Duration::ZERO,
         counted: Totals::default(),
     };
@@ -91,6 +92,7 @@ struct Runner {
     proposals: FuturesUnordered<BoxFuture<'static, (PartitionId, bool)>>,
     /// Partitions with a replica here, as the membership knows them.
     replicas: BTreeSet<PartitionId>,
+    next_tick: Duration,
     measured: Duration,
     counted: Totals,
 }
@@ -115,36 +117,58 @@ impl Shared {
             .collect()
     }
 
-    async fn step(&self, event: Event) -> Vec<Effect> {
+    /// One step, where it may block on storage.
+    async fn step(&self, event: Event) -> Stepped {
         let shared = self.clone();
         let now = self.router.seams().clock.monotonic();
-        let step = move || shared.protocol.lock().step(now, &shared.places(), event);
+        let step = move || {
+            let mut protocol = shared.protocol.lock();
+            Stepped {
+                effects: protocol.step(now, &shared.places(), event),
+                next_tick: protocol.next_tick(now),
+            }
+        };
         self.router.seams().blocking(step).await
     }
+}
+
+/// What a step leaves to do.
+struct Stepped {
+    effects: Vec<Effect>,
+    /// When the next tick is due, as far as this step knows.
+    next_tick: Duration,
 }
 
 impl Runner {
     async fn run(mut self, mut rumours: mpsc::Receiver<Rumour>) {
         loop {
             for event in self.next(&mut rumours).await {
-                for effect in self.shared.step(event).await {
-                    self.carry_out(effect);
-                }
+                self.step(event).await;
+            }
+            // Events that keep coming must not keep the timers from running.
+            if self.next_tick <= self.now() {
+                self.step(Event::Tick).await;
             }
             self.measure().await;
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.shared.router.seams().clock.monotonic()
+    }
+
+    async fn step(&mut self, event: Event) {
+        let Stepped { effects, next_tick } = self.shared.step(event).await;
+        self.next_tick = next_tick;
+        for effect in effects {
+            self.carry_out(effect);
         }
     }
 
     /// Waits for what happens next.
     async fn next(&mut self, rumours: &mut mpsc::Receiver<Rumour>) -> Vec<Event> {
         let clock = Arc::clone(&self.shared.router.seams().clock);
-        let now = clock.monotonic();
-        let pause = self
-            .shared
-            .protocol
-            .lock()
-            .next_tick(now)
-            .saturating_sub(now);
+        let pause = self.next_tick.saturating_sub(clock.monotonic());
         let accepted = self.shared.router.here().accepted().clone();
         tokio::select! {
             biased;
@@ -223,24 +247,29 @@ impl Runner {
 
     /// Tells the membership what is here, and the metrics how it is.
     async fn measure(&mut self) {
-        let now = self.shared.router.seams().clock.monotonic();
+        let now = self.now();
         if now < self.measured + MEASURE_PERIOD && self.measured != Duration::ZERO {
             return;
         }
         self.measured = now;
-        let places = self.shared.places();
-        let replicas: BTreeSet<PartitionId> = places.keys().copied().collect();
-        if replicas != self.replicas {
-            self.replicas.clone_from(&replicas);
-            self.membership.set_replicas(replicas).await;
-        }
-        let wall = self.shared.router.seams().clock.wall_millis();
-        for (id, place) in &places {
-            super::measures::gauge(*id, place, wall);
-        }
-        let totals = self.shared.protocol.lock().totals();
-        super::measures::count(&self.counted, &totals);
+        let (shared, seams) = (self.shared.clone(), self.shared.router.seams().clone());
+        let wall = seams.clock.wall_millis();
+        let look = move || {
+            let places = shared.places();
+            for (id, place) in &places {
+                measures::gauge(*id, place, wall);
+            }
+            let here: BTreeSet<PartitionId> = places.keys().copied().collect();
+            let totals = shared.protocol.lock().totals();
+            (here, totals)
+        };
+        let (here, totals) = seams.blocking(look).await;
+        measures::count(&self.counted, &totals);
         self.counted = totals;
+        if here != self.replicas {
+            self.replicas.clone_from(&here);
+            self.membership.set_replicas(here).await;
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use engram_node::membership::swim::{Event as SwimEvent, Member, Swim};
 use engram_node::membership::{Liveness, SwimTiming};
 use engram_node::overlay::{Effect, Event, Place, Places, Protocol, Rumour};
 use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::{Rng as _, RngExt as _, SeedableRng as _};
 
 use super::Shape;
 use super::network::{Network, Traffic, Wire};
@@ -116,7 +116,7 @@ impl Cluster {
                 incarnation: 1,
             };
             let mut seed = [0; 32];
-            rng.fill(&mut seed[..]);
+            rng.fill_bytes(&mut seed);
             let mut swim = Swim::new(member, SwimTiming::default(), seed);
             let places = places.remove(&id).unwrap_or_default();
             let here: BTreeSet<PartitionId> = places.keys().copied().collect();

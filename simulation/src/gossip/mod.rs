@@ -16,7 +16,7 @@ mod report;
 use std::time::Duration;
 
 pub use cluster::Cluster;
-pub use network::{Traffic, Wire};
+pub use network::Traffic;
 pub use report::{curve, markdown};
 
 /// What a run is made of.

@@ -70,11 +70,11 @@ pub fn curve(outcomes: &[Outcome]) -> String {
     let mut line = String::new();
     for (nodes, value) in &points {
         let (x, y) = (x(*nodes), y(*value));
-        let mark = write!(
+        let mark = writeln!(
             marks,
             "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>\
              <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{nodes:.0}</text>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value:.2} s</text>\n",
+             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value:.2} s</text>",
             HEIGHT - MARGIN + 16.0,
             y - 8.0,
         );
