@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-long check fix deny bench demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long check fix deny bench demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -46,6 +46,13 @@ test-long: bootstrap ## properties on fifty times as many cases, and the long si
 	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
 	  --package engram-core --lib -- edges:: partition::tests::converge
 	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
+
+test-cluster: bootstrap ## tests with real processes only: kills, moves, growth and shrinkage
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run $(SELECT) --test cluster --test moves --test kill $(ARGS); \
+	else \
+	  $(CARGO) test $(SELECT) --test cluster --test moves --test kill $(ARGS); \
+	fi
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check

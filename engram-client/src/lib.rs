@@ -26,6 +26,7 @@ mod error;
 mod import;
 mod machine;
 mod memories;
+mod placement;
 mod pool;
 mod requests;
 mod retry;

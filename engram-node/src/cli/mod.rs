@@ -47,7 +47,7 @@ enum Command {
     Demo(DemoArgs),
     /// Run a node
     Start(StartArgs),
-    /// Create, list, describe and drop spaces
+    /// Create, list, describe, alter and drop spaces
     Space(WithClient<space::SpaceArgs>),
     /// Load memories and associations into a space
     ///
@@ -75,7 +75,7 @@ enum Command {
     Recall(WithClient<recall::RecallArgs>),
     /// Spread activation along associations
     Spread(WithClient<spread::SpreadArgs>),
-    /// Look at nodes and partitions
+    /// Look at nodes and partitions, and steer them
     Cluster(WithClient<cluster::ClusterArgs>),
     /// Compare the digests of every replica of a space
     Verify(WithClient<cluster::VerifyArgs>),
@@ -130,7 +130,7 @@ async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
     match command {
         Command::Demo(args) => demo::run(&args, seams).await,
         Command::Start(args) => start::run(args, seams).await,
-        Command::Space(with) => space::run(&with.args, &with.client).await,
+        Command::Space(with) => space::run(&with.args, &with.client, seams).await,
         Command::Import(with) => import::run(&with.args, &with.client, seams).await,
         Command::Export(with) => export::run(&with.args, &with.client, seams).await,
         Command::Remember(with) => memory::remember(&with.args, &with.client).await,
@@ -142,7 +142,7 @@ async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
         Command::Neighbors(with) => edge::neighbors(&with.args, &with.client).await,
         Command::Recall(with) => recall::run(&with.args, &with.client).await,
         Command::Spread(with) => spread::run(&with.args, &with.client).await,
-        Command::Cluster(with) => cluster::run(&with.args, &with.client).await,
+        Command::Cluster(with) => cluster::run(&with.args, &with.client, seams).await,
         Command::Verify(with) => cluster::verify(&with.args, &with.client).await,
         Command::Cert(args) => local(cert::run(&args, seams).map_err(|error| error.to_string())),
         Command::Token(args) => {
@@ -229,6 +229,15 @@ mod tests {
             "engram import s --memories m.jsonl --embeddings e.npy --create --partitions 3",
             "engram import s --edges e.jsonl --on-error stop",
             "engram help exit-codes",
+            "engram cluster drain 2 --dry-run -o json",
+            "engram cluster decommission 2 --on-interrupt cancel --wait-limit 5m",
+            "engram cluster rebalance --dry-run",
+            "engram cluster move 7 --from 1 --to 4 --no-wait",
+            "engram cluster transfer 7 --to 2",
+            "engram cluster maintenance on 2",
+            "engram cluster health --wait",
+            "engram cluster cancel 3 4",
+            "engram space alter words --replicas 3",
         ] {
             let parsed = parse(line);
             let help = |error: &clap::Error| error.kind() == clap::error::ErrorKind::DisplayHelp;

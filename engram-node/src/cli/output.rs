@@ -183,6 +183,7 @@ pub fn partition_json(partition: &v1::Partition) -> Value {
             "edges": replica.edges,
             "index_tail": replica.index_tail,
             "overlay_deltas": replica.overlay_deltas,
+            "bytes": replica.bytes,
             "overlay_bytes": replica.overlay_bytes,
             "folded_edges": replica.folded_edges,
             "edge_conflicts": replica.edge_conflicts,

@@ -1,13 +1,16 @@
-//! `engram space create|list|describe|drop`.
+//! `engram space create|list|describe|alter|drop`.
 
 use clap::{Args, Subcommand, ValueEnum};
 use engram_client::{Client, types as v1};
 use serde_json::json;
 
 use super::bulk::progress::thousands;
+use super::cluster::operate::Operator;
+use super::cluster::watch::WaitArgs;
 use super::context::{ClientArgs, parse_duration};
 use super::failure::{Exit, Failure};
 use super::output::{line, metric_name, partition_json, space_json, table};
+use crate::seams::Seams;
 
 #[derive(Clone, Debug, Args)]
 pub struct SpaceArgs {
@@ -25,6 +28,19 @@ pub enum SpaceCommand {
     Describe {
         /// Name of the space
         name: String,
+    },
+    /// Change how many replicas each partition of a space has
+    Alter {
+        /// Name of the space
+        name: String,
+        /// Copies of each partition
+        #[arg(long)]
+        replicas: u32,
+        /// Only say what would be moved
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        wait: WaitArgs,
     },
     /// Drop a space with everything in it
     Drop {
@@ -99,9 +115,26 @@ pub struct CreateArgs {
     pub if_not_exists: bool,
 }
 
-pub async fn run(args: &SpaceArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
+pub async fn run(
+    args: &SpaceArgs,
+    client_args: &ClientArgs,
+    seams: &Seams,
+) -> Result<Exit, Failure> {
     let client = client_args.connect()?;
     match &args.command {
+        SpaceCommand::Alter {
+            name,
+            replicas,
+            dry_run,
+            wait,
+        } => {
+            let operator = Operator {
+                client: &client,
+                args: client_args,
+                seams,
+            };
+            return operator.alter(name, *replicas, *dry_run, wait).await;
+        }
         SpaceCommand::Create(create) => {
             let space = client.create_space(create.request()).await?;
             client_args.output.print(&space_json(&space), || {

@@ -23,6 +23,8 @@ pub(super) struct FileConfig {
     pub cluster_key_file: Option<PathBuf>,
     pub log_format: Option<LogFormat>,
     pub log_level: Option<String>,
+    pub replace_after_seconds: Option<u64>,
+    pub snapshot_bytes_per_second: Option<u64>,
     pub limits: LimitArgs,
 }
 

@@ -16,6 +16,8 @@ pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
 pub const DEFAULT_HTTP_LISTEN: &str = "127.0.0.1:7402";
 const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
+const DEFAULT_REPLACE_AFTER: Duration = Duration::from_secs(600);
+const DEFAULT_SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 /// Longest zone name, in bytes.
 const ZONE_BYTES_MAX: usize = 128;
 
@@ -76,6 +78,14 @@ pub struct StartArgs {
     /// Level, or directives such as `info,engram_node=debug`. [default: info]
     #[arg(long, env = "ENGRAM_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
+    /// How long a node may be down before its replicas are created elsewhere, in seconds.
+    /// [default: 600]
+    #[arg(long, env = "ENGRAM_REPLACE_AFTER_SECONDS", value_name = "SECONDS")]
+    pub replace_after_seconds: Option<u64>,
+    /// Bytes of snapshots that this node sends to others per second, all together.
+    /// [default: 134217728]
+    #[arg(long, env = "ENGRAM_SNAPSHOT_BYTES_PER_SECOND", value_name = "BYTES")]
+    pub snapshot_bytes_per_second: Option<u64>,
     #[command(flatten)]
     pub limits: LimitArgs,
 }
@@ -120,6 +130,9 @@ pub struct Config {
     pub cluster_key_file: Option<PathBuf>,
     pub log_format: LogFormat,
     pub log_level: String,
+    /// How long a node may be down before its replicas are created elsewhere.
+    pub replace_after: Duration,
+    pub snapshot_bytes_per_second: u64,
     pub limits: Limits,
 }
 
@@ -200,6 +213,14 @@ impl StartArgs {
             cluster_key_file: self.cluster_key_file.or(file.cluster_key_file),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             log_level: address(self.log_level, file.log_level, DEFAULT_LOG_LEVEL),
+            replace_after: self
+                .replace_after_seconds
+                .or(file.replace_after_seconds)
+                .map_or(DEFAULT_REPLACE_AFTER, Duration::from_secs),
+            snapshot_bytes_per_second: self
+                .snapshot_bytes_per_second
+                .or(file.snapshot_bytes_per_second)
+                .unwrap_or(DEFAULT_SNAPSHOT_BYTES_PER_SECOND),
             limits: self.limits.over(&file.limits),
         };
         config.check()?;
@@ -251,6 +272,13 @@ impl Config {
         }
         if self.zone.len() > ZONE_BYTES_MAX {
             return Err(invalid("--zone", &self.zone, "it is longer than 128 bytes"));
+        }
+        if self.snapshot_bytes_per_second == 0 {
+            return Err(invalid(
+                "--snapshot-bytes-per-second",
+                "0",
+                "at least 1 is needed",
+            ));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log_level) {
             return Err(invalid("--log-level", &self.log_level, &error.to_string()));

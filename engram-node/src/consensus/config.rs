@@ -34,6 +34,8 @@ pub struct ConsensusConfig {
     pub append_timeout: Duration,
     /// How long sending and installing one snapshot may take.
     pub snapshot_timeout: Duration,
+    /// Bytes of snapshots that a node sends to others per second, all together.
+    pub snapshot_bytes_per_second: u64,
     /// How long a new member may take to catch up.
     pub catch_up_timeout: Duration,
     /// Pause between the attempts of a chosen survivor, and how many it makes.
@@ -61,6 +63,7 @@ impl ConsensusConfig {
             proposals_max: 1_024,
             append_timeout: Duration::from_secs(5),
             snapshot_timeout: Duration::from_secs(600),
+            snapshot_bytes_per_second: 128 << 20,
             catch_up_timeout: Duration::from_secs(600),
             campaign_pause: Duration::from_millis(200),
             campaign_attempts: 30,

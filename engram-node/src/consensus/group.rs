@@ -296,8 +296,15 @@ impl Group {
                 .map(|(id, _)| *id)
         };
         let Some(target) = furthest else { return };
-        if self.raft.trigger().transfer_leader(target).await.is_err() {
-            return;
+        // Not moved in time: the others elect after their timeouts.
+        self.transfer(NodeId(target), wait).await;
+    }
+
+    /// Gives leadership to `target`; whether it has gone before `wait` has passed.
+    pub async fn transfer(&self, target: NodeId, wait: Duration) -> bool {
+        let local = *self.raft.node_id();
+        if self.raft.trigger().transfer_leader(target.0).await.is_err() {
+            return false;
         }
         let mut metrics = self.raft.server_metrics();
         let moved = async {
@@ -307,7 +314,6 @@ impl Group {
                 }
             }
         };
-        // Not moved in time: the others elect after their timeouts.
-        let _ = self.seams.timeout(wait, moved).await;
+        self.seams.timeout(wait, moved).await.is_ok()
     }
 }

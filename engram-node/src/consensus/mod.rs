@@ -12,6 +12,7 @@ mod group;
 mod inspect;
 mod keys;
 mod log;
+mod membership;
 mod network;
 mod node;
 mod receive;
@@ -32,6 +33,7 @@ use engram_core::types::{GroupId, NodeId};
 
 pub use config::ConsensusConfig;
 pub use inspect::{GroupStatus, LogEntryStatus};
+pub use membership::{ChangeError, Members};
 pub use node::Consensus;
 use node::Inner;
 pub use tokio_rt::seed_this_thread;

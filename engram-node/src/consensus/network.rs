@@ -107,6 +107,8 @@ impl Network {
     ) -> mpsc::Receiver<RaftSnapshotPart> {
         let (parts, outgoing) = mpsc::channel(CHUNKS_WAITING_MAX);
         let (seams, snapshots) = (self.networks.seams.clone(), self.networks.snapshots.clone());
+        let (group, target) = (self.networks.group, self.target);
+        snapshots.forget_sent(group, target);
         let sending = async move {
             if parts.send(part(Part::Head(head))).await.is_err() {
                 return;
@@ -134,6 +136,7 @@ impl Network {
                     data,
                 };
                 offset += length;
+                snapshots.await_turn(group, target, length).await;
                 if parts.send(part(Part::Chunk(chunk))).await.is_err() {
                     return;
                 }
@@ -168,6 +171,9 @@ impl Network {
         let answer = RaftClient::new(channel)
             .install_snapshot(ReceiverStream::new(parts))
             .await;
+        self.networks
+            .snapshots
+            .forget_sent(self.networks.group, self.target);
         let answer = answer
             .map_err(|status| Unreachable::new(&status))?
             .into_inner();

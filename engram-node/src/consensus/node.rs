@@ -25,7 +25,7 @@ use crate::transport::{Links, LocalNode, Peers, RaftService};
 /// All Raft groups of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Consensus {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {
@@ -59,7 +59,8 @@ impl Consensus {
         let group = GroupId::CONTROL;
         let raft_config = config.raft();
         let raft_config = raft_config.map_err(|reason| StartError::Raft { group, reason })?;
-        let snapshots = SnapshotStore::new(&seams, &config.data_dir);
+        let rate = config.snapshot_bytes_per_second;
+        let snapshots = SnapshotStore::new(&seams, &config.data_dir, rate);
         let staging = snapshots.clone();
         let cleared = seams.blocking(move || staging.clear_staging()).await;
         cleared.map_err(|error| StartError::Storage {

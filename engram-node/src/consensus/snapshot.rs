@@ -10,11 +10,14 @@
 //! received one lies in `DATA_DIR/staging` until it is installed. A file that fails its hash is
 //! never installed.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use engram_core::types::GroupId;
+use engram_core::types::{GroupId, NodeId};
+use parking_lot::Mutex;
 
 use super::MachineError;
 use super::codec;
@@ -39,15 +42,56 @@ pub struct SnapshotStore {
     seams: Seams,
     snapshots: PathBuf,
     staging: PathBuf,
+    sending: Arc<Mutex<Sending>>,
+    bytes_per_second: u64,
+}
+
+/// What is being sent to other nodes.
+#[derive(Default)]
+struct Sending {
+    sent: BTreeMap<(GroupId, NodeId), u64>,
+    /// When the next chunk may go, on the node's monotonic clock.
+    free_at: Duration,
 }
 
 impl SnapshotStore {
-    pub fn new(seams: &Seams, data_dir: &Path) -> Self {
+    pub fn new(seams: &Seams, data_dir: &Path, bytes_per_second: u64) -> Self {
         Self {
             seams: seams.clone(),
             snapshots: data_dir.join("snapshots"),
             staging: data_dir.join("staging"),
+            sending: Arc::default(),
+            bytes_per_second: bytes_per_second.max(1),
         }
+    }
+
+    /// Bytes of a snapshot that were sent so far; 0 when none is under way.
+    pub fn sent(&self, group: GroupId, node: NodeId) -> u64 {
+        let sending = self.sending.lock();
+        sending.sent.get(&(group, node)).copied().unwrap_or(0)
+    }
+
+    /// Counts a chunk that is about to be sent, after its turn has come: all transfers of the node
+    /// together keep to the rate.
+    pub async fn await_turn(&self, group: GroupId, node: NodeId, bytes: u64) {
+        let pause = {
+            let mut sending = self.sending.lock();
+            *sending.sent.entry((group, node)).or_default() += bytes;
+            let now = self.seams.clock.monotonic();
+            let begin = sending.free_at.max(now);
+            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bytes_per_second);
+            sending.free_at = begin + Duration::from_nanos(nanos as u64);
+            begin - now
+        };
+        metrics::counter!("engram_snapshot_bytes_sent_total").increment(bytes);
+        if !pause.is_zero() {
+            self.seams.clock.sleep(pause).await;
+        }
+    }
+
+    /// A transfer has begun, or ended in whatever way.
+    pub fn forget_sent(&self, group: GroupId, node: NodeId) {
+        self.sending.lock().sent.remove(&(group, node));
     }
 
     pub fn disk(&self) -> &Arc<dyn Disk> {

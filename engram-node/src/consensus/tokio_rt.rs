@@ -76,10 +76,8 @@ impl AsyncRuntime for Runtime {
     }
 
     fn thread_rng() -> StdRng {
-        let seed = SEEDS.get().map(|state| {
-            SEEDS.set(Some(state.wrapping_add(1)));
-            state
-        });
+        let next = |state: &u64| SEEDS.set(Some(state.wrapping_add(1)));
+        let seed = SEEDS.get().inspect(next);
         // The generator's own seeding spreads neighbouring seeds.
         StdRng::seed_from_u64(seed.unwrap_or_else(|| TokioRuntime::thread_rng().next_u64()))
     }

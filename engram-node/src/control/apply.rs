@@ -14,6 +14,8 @@ use super::command::{
 };
 use super::map::{ClusterId, ClusterMap, GroupRecord, NodeRecord, PartitionRecord, SpaceRecord};
 
+mod moves;
+
 /// Groups that small spaces share, per number of replicas. A group costs memory and ticks, and
 /// batches its own writes only: many small spaces do better in few groups.
 pub const SHARED_GROUPS_MAX: usize = 16;
@@ -39,6 +41,13 @@ pub fn apply(map: &mut ClusterMap, command: &ControlCommand) -> ControlReply {
             let mark = take(&mut map.next_mark);
             Ok(ControlOutcome::MarkAllocated { mark: MarkId(mark) })
         }
+        ControlCommand::SetNodeState { node, state } => moves::set_state(map, *node, *state),
+        ControlCommand::RemoveNode { node } => moves::remove_node(map, *node),
+        ControlCommand::StartMove(new) => moves::start(map, new),
+        ControlCommand::CancelMove { group, id } => Ok(moves::cancel(map, *group, *id)),
+        ControlCommand::FinishMove { group, id } => Ok(moves::finish(map, *group, *id)),
+        ControlCommand::PreferPrimary { group, node } => moves::prefer(map, *group, *node),
+        ControlCommand::AlterSpace { name, replicas } => moves::alter_space(map, name, *replicas),
     };
     ControlReply {
         index: map.index,
@@ -75,6 +84,7 @@ fn init_cluster(
             &mut map.next_partition,
             &mut map.next_group,
             &mut map.next_mark,
+            &mut map.next_move,
         ] {
             // 0 means "none" on the wire, and group 0 is the control plane's.
             *next = 1;
@@ -113,7 +123,15 @@ fn register_node(
     node: &NodeDescription,
 ) -> Result<ControlOutcome, ControlRefusal> {
     check_node(node)?;
-    let known = map.node_by_identity(&node.identity).map(|record| record.id);
+    if let Some((id, _)) = map.left.iter().find(|(_, it)| **it == node.identity) {
+        let reason = format!(
+            "node {id} was taken out of the cluster: start it with an empty data directory"
+        );
+        return Err(ControlRefusal::InvalidNode { reason });
+    }
+    let known = map.node_by_identity(&node.identity);
+    let state = known.map(|record| record.state).unwrap_or_default();
+    let known = known.map(|record| record.id);
     if known.is_none() && map.nodes.len() >= NODES_MAX {
         return Err(ControlRefusal::Limit {
             reason: format!("a cluster has {NODES_MAX} nodes"),
@@ -129,6 +147,7 @@ fn register_node(
         http_address: node.http_address,
         zone: node.zone,
         version: node.version,
+        state,
     };
     map.nodes.insert(id, record);
     Ok(ControlOutcome::NodeRegistered {
@@ -222,11 +241,16 @@ fn check_space(map: &ClusterMap, space: &NewSpace) -> Result<(), ControlRefusal>
         if nodes.iter().collect::<BTreeSet<_>>().len() != nodes.len() {
             return placement("two replicas of a partition on one node".into());
         }
-        if let Some(node) = nodes.iter().find(|node| !map.nodes.contains_key(node)) {
-            return placement(format!("node {node} is not part of the cluster"));
+        if let Some(node) = nodes.iter().find(|node| !takes_replicas(map, **node)) {
+            return placement(format!("node {node} takes no replicas"));
         }
     }
     Ok(())
+}
+
+/// Whether a node is part of the cluster and may be given replicas.
+fn takes_replicas(map: &ClusterMap, node: NodeId) -> bool {
+    map.nodes.get(&node).is_some_and(|it| it.state.is_active())
 }
 
 /// What distinguishes the existing space from the wanted one. The level seed and the placement
@@ -283,6 +307,8 @@ fn new_group(map: &mut ClusterMap, nodes: &[NodeId], shared: bool) -> GroupId {
             id,
             replicas: nodes.to_vec(),
             shared,
+            founders: nodes.to_vec(),
+            change: None,
         },
     );
     id
@@ -290,7 +316,7 @@ fn new_group(map: &mut ClusterMap, nodes: &[NodeId], shared: bool) -> GroupId {
 
 /// The group of a space with one partition: a new one until there are enough, then the emptiest.
 fn shared_group(map: &mut ClusterMap, nodes: &[NodeId]) -> GroupId {
-    let fits = |group: &&GroupRecord| group.shared && group.replicas.len() == nodes.len();
+    let fits = |group: &&GroupRecord| group.shared && map.wanted_replicas(group) == nodes.len();
     let shared: Vec<GroupId> = map
         .groups
         .values()

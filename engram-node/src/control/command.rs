@@ -4,9 +4,9 @@
 //! applies it. What must hold: everything random or timed is in the command, so that every replica
 //! arrives at the same map.
 
-use engram_core::types::{MarkId, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{GroupId, MarkId, NodeId, SpaceConfig, SpaceId};
 
-use super::map::ClusterId;
+use super::map::{ClusterId, MoveCause, MoveId, NodeState};
 
 /// A change of the cluster map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,48 @@ pub enum ControlCommand {
     },
     /// A fresh verification mark.
     AllocateMark,
+    SetNodeState {
+        node: NodeId,
+        state: NodeState,
+    },
+    /// A leaving node without replicas is no longer part of the cluster.
+    RemoveNode {
+        node: NodeId,
+    },
+    StartMove(NewMove),
+    /// The replicas go back to where they were.
+    CancelMove {
+        group: GroupId,
+        id: MoveId,
+    },
+    /// Proposed by the group's leader once the group has the members that the move wanted, for
+    /// certain.
+    FinishMove {
+        group: GroupId,
+        id: MoveId,
+    },
+    /// Which replica of a group is to lead.
+    PreferPrimary {
+        group: GroupId,
+        node: NodeId,
+    },
+    AlterSpace {
+        name: String,
+        replicas: u32,
+    },
+}
+
+/// A move that is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMove {
+    pub group: GroupId,
+    /// Where the planner believed the replicas to be.
+    pub expected: Vec<NodeId>,
+    /// Where they are to be; the first is the preferred primary.
+    pub goal: Vec<NodeId>,
+    pub cause: MoveCause,
+    /// Milliseconds since the Unix epoch, for people.
+    pub now_millis: u64,
 }
 
 /// What a node says of itself.
@@ -75,6 +117,11 @@ pub enum ControlOutcome {
     MarkAllocated {
         mark: MarkId,
     },
+    MoveStarted {
+        id: MoveId,
+    },
+    /// Whatever was asked for holds now.
+    Done,
 }
 
 /// Why a command changed nothing.
@@ -96,4 +143,11 @@ pub enum ControlRefusal {
     InvalidNode { reason: String },
     #[error("{reason}")]
     Limit { reason: String },
+    #[error("node {node} is not part of the cluster")]
+    UnknownNode { node: NodeId },
+    /// Another change came first: plan again.
+    #[error("{reason}")]
+    Conflict { reason: String },
+    #[error("{reason}")]
+    NotPossible { reason: String },
 }

@@ -4,7 +4,7 @@
 //! What must hold: ids are never reused; every partition's group exists; the slot ranges of a
 //! space's partitions cover all slots in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use engram_core::types::{GroupId, HashSlot, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId};
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,9 @@ pub const CONTROL_VOTERS_MAX: usize = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterId(pub [u8; 16]);
 
-/// Format of the encoded map; the first byte of every copy on disk and in snapshots.
-const MAP_FORMAT: u8 = 1;
+/// Format of the encoded map; the first byte of every copy on disk and in snapshots. The one before
+/// it is read too ([`super::format1`]).
+const MAP_FORMAT: u8 = 2;
 
 /// Why bytes are no cluster map.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +45,44 @@ pub struct ClusterMap {
     pub next_partition: u64,
     pub next_group: u64,
     pub next_mark: u64,
+    pub next_move: u64,
+    /// Nodes that left, with their identities: they do not come back as themselves.
+    pub left: BTreeMap<NodeId, [u8; 16]>,
+}
+
+/// A move of a group's replicas; never reused.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct MoveId(pub u64);
+
+impl std::fmt::Display for MoveId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What an operator wants of a node.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum NodeState {
+    #[default]
+    Active,
+    /// Leads nothing and takes no new replicas.
+    Draining,
+    /// As draining; and while it is down, its replicas are not created elsewhere.
+    Maintenance,
+    /// Its replicas go elsewhere, then it leaves the cluster.
+    Leaving,
+}
+
+impl NodeState {
+    /// Whether it may be given replicas and leaderships.
+    #[must_use]
+    pub fn is_active(self) -> bool {
+        self == Self::Active
+    }
 }
 
 impl std::fmt::Display for ClusterId {
@@ -64,6 +103,7 @@ pub struct NodeRecord {
     pub http_address: String,
     pub zone: String,
     pub version: String,
+    pub state: NodeState,
 }
 
 /// A space and its partitions in slot order.
@@ -85,10 +125,44 @@ pub struct PartitionRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
     pub id: GroupId,
-    /// Voters; the first is the preferred primary.
+    /// Where its replicas are; the first is the preferred primary. They vote, unless a move is
+    /// under way: then it is between these and its goal who does.
     pub replicas: Vec<NodeId>,
     /// Carries partitions of several small spaces.
     pub shared: bool,
+    /// The members that it began with. Only they write its first log entry, and the same one,
+    /// however late they are and wherever the group has moved since.
+    pub founders: Vec<NodeId>,
+    pub change: Option<MoveRecord>,
+}
+
+/// A move under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    pub id: MoveId,
+    /// Where the replicas are to be; the first is the preferred primary.
+    pub goal: Vec<NodeId>,
+    /// Every node that may be a member of the group before the move has ended. None of them may
+    /// delete its replica.
+    pub touched: BTreeSet<NodeId>,
+    pub cause: MoveCause,
+    /// Milliseconds since the Unix epoch, for people.
+    pub started_millis: u64,
+    /// It was called off: its goal is where the replicas were.
+    pub cancelled: bool,
+}
+
+/// Why a group moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum MoveCause {
+    Operator,
+    Rebalance,
+    /// A node leaves the cluster.
+    Leaving,
+    /// A node is dead for longer than the grace period.
+    Dead,
+    /// The space has another number of replicas now.
+    Replicas,
 }
 
 impl ClusterMap {
@@ -103,10 +177,12 @@ impl ClusterMap {
     /// When the bytes are of another format or damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, MapError> {
         let (format, rest) = bytes.split_first().ok_or(MapError::Empty)?;
-        if *format != MAP_FORMAT {
-            return Err(MapError::Format(*format));
+        let damaged = |error: postcard::Error| MapError::Damaged(error.to_string());
+        match *format {
+            MAP_FORMAT => postcard::from_bytes(rest).map_err(damaged),
+            1 => super::format1::decode(rest).map_err(damaged),
+            other => Err(MapError::Format(other)),
         }
-        postcard::from_bytes(rest).map_err(|error| MapError::Damaged(error.to_string()))
     }
 
     /// Whether the cluster has been founded.
@@ -142,15 +218,37 @@ impl ClusterMap {
         self.partitions().find(|(_, partition)| partition.id == id)
     }
 
-    /// The nodes that vote in the control group: the first 1, 3 or 5 that joined.
+    /// The nodes that vote in the control group: the first 1, 3 or 5 that joined and stay.
     #[must_use]
     pub fn control_voters(&self) -> Vec<NodeId> {
-        let voters = match self.nodes.len() {
-            0..=2 => 1,
+        let stays = |node: &&NodeRecord| node.state != NodeState::Leaving;
+        let staying: Vec<NodeId> = self.nodes.values().filter(stays).map(|it| it.id).collect();
+        let voters = match staying.len() {
+            // The last node keeps the control plane, whatever it was told.
+            0 => return self.nodes.keys().copied().take(1).collect(),
+            1..=2 => 1,
             3..=4 => 3,
             _ => CONTROL_VOTERS_MAX,
         };
-        self.nodes.keys().copied().take(voters).collect()
+        staying.into_iter().take(voters).collect()
+    }
+
+    /// Copies that the spaces of a group ask for; what it has, where no space does.
+    #[must_use]
+    pub fn wanted_replicas(&self, group: &GroupRecord) -> usize {
+        let asked = self
+            .partitions_of(group.id)
+            .map(|(space, _)| space.replicas as usize);
+        asked.max().unwrap_or(group.replicas.len())
+    }
+
+    /// Nodes that hold, or may hold, a replica of `group`: those of a move under way included.
+    #[must_use]
+    pub fn hosts(&self, group: GroupId) -> BTreeSet<NodeId> {
+        self.groups
+            .get(&group)
+            .map(GroupRecord::hosts)
+            .unwrap_or_default()
     }
 
     /// Checks what must hold of every map.
@@ -158,7 +256,7 @@ impl ClusterMap {
     /// # Panics
     /// When it does not: the map was changed by something else than its commands.
     pub fn validate(&self) {
-        let mut partitions = std::collections::BTreeSet::new();
+        let mut partitions = BTreeSet::new();
         for space in self.spaces.values() {
             let mut next = 0;
             for partition in &space.partitions {
@@ -189,11 +287,29 @@ impl ClusterMap {
         for group in self.groups.values() {
             assert!(group.id.0 < self.next_group, "group id was never given out");
             assert!(!group.replicas.is_empty(), "a group without replicas");
-            let known = |node| self.nodes.contains_key(node);
+            let known = |node: &NodeId| self.nodes.contains_key(node);
             assert!(
-                group.replicas.iter().all(known),
+                group.hosts().iter().all(known),
                 "a replica on an unknown node"
             );
+            let distinct =
+                |nodes: &[NodeId]| nodes.iter().collect::<BTreeSet<_>>().len() == nodes.len();
+            assert!(distinct(&group.replicas), "two replicas on one node");
+            if let Some(change) = &group.change {
+                assert!(change.id.0 < self.next_move, "move id was never given out");
+                assert!(
+                    !change.goal.is_empty() && distinct(&change.goal),
+                    "a move to nowhere, or twice to one node"
+                );
+                let nodes = group.replicas.iter().chain(&change.goal);
+                assert!(
+                    nodes.into_iter().all(|node| change.touched.contains(node)),
+                    "a move touches all its nodes"
+                );
+            }
+        }
+        for node in self.left.keys() {
+            assert!(!self.nodes.contains_key(node), "a node that left is there");
         }
     }
 
@@ -206,6 +322,23 @@ impl ClusterMap {
     #[must_use]
     pub fn replicas(&self, group: GroupId) -> &[NodeId] {
         self.groups.get(&group).map_or(&[], |group| &group.replicas)
+    }
+}
+
+impl GroupRecord {
+    /// Nodes that hold, or may hold, a replica.
+    #[must_use]
+    pub fn hosts(&self) -> BTreeSet<NodeId> {
+        let moving = self.change.iter().flat_map(|change| &change.touched);
+        self.replicas.iter().chain(moving).copied().collect()
+    }
+
+    /// Where the replicas are to be when all that is under way has ended.
+    #[must_use]
+    pub fn settled(&self) -> &[NodeId] {
+        self.change
+            .as_ref()
+            .map_or(&self.replicas, |change| &change.goal)
     }
 }
 

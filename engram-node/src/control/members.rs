@@ -1,8 +1,8 @@
 //! Keeps the control group's members in step with the map: every node of the map follows it, the
-//! first 1, 3 or 5 vote in it.
+//! first 1, 3 or 5 that stay vote in it, and nodes that left are let go.
 //!
-//! Runs on every node and acts on the leader. Each step is idempotent, so a new leader simply
-//! compares again.
+//! Runs on every node and acts on the leader. Nothing is remembered that matters, so a new leader
+//! simply compares again.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,42 +12,64 @@ use tokio_util::sync::CancellationToken;
 
 use super::map::ClusterMap;
 use super::plane::ControlPlane;
-use crate::consensus::Consensus;
+use crate::consensus::{ChangeError, Consensus, Members};
 use crate::membership::{Liveness, LivenessView, Membership};
+use crate::placement::change::{ChangeStep, View, next_step};
 use crate::seams::Seams;
 
 /// How often a leader compares when nothing has changed.
 const PERIOD: Duration = Duration::from_millis(1_000);
-/// Longest wait for one member to catch up before the next one has its turn.
-const STEP_MAX: Duration = Duration::from_secs(10);
+/// How often it compares while a member catches up.
+const CATCH_UP_PERIOD: Duration = Duration::from_millis(100);
+/// Longest wait for one step.
+const STEP_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait for leadership to go.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(2);
 
-/// A membership that the control group should have, for one node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Member {
-    pub node: NodeId,
-    pub address: String,
-    pub voter: bool,
+/// The next step towards the members that the control group should have. Voters are changed only
+/// while all voters to be are alive: a pair of voters is worse than one. `told` are nodes that know
+/// that they left.
+#[must_use]
+pub fn step(
+    map: &ClusterMap,
+    liveness: &LivenessView,
+    local: NodeId,
+    members: &Members,
+    told: &BTreeSet<NodeId>,
+) -> ChangeStep {
+    let alive = |node: &NodeId| *node == local || liveness.get(node) != Some(&Liveness::Dead);
+    let alive: BTreeSet<NodeId> = map.nodes.keys().copied().filter(alive).collect();
+    let member = |node: &NodeId| members.voters.contains(node) || members.learners.contains(node);
+    if let Some(node) = alive.iter().find(|node| !member(node)) {
+        return ChangeStep::AddLearner(*node);
+    }
+    let goal = map.control_voters();
+    let wanted: BTreeSet<NodeId> = goal.iter().copied().collect();
+    let complete = members.voters == wanted && members.settled;
+    let unfit: BTreeSet<NodeId> = wanted.difference(&alive).copied().collect();
+    if !complete && members.settled && !unfit.is_empty() {
+        return ChangeStep::Wait(unfit);
+    }
+    // A learner that left is told so by the log before it is let go.
+    let untold = members.learners.difference(told).copied();
+    let keep: BTreeSet<NodeId> = map.nodes.keys().copied().chain(untold).collect();
+    let view = View {
+        local,
+        members,
+        alive: &alive,
+        may_lead: &wanted,
+    };
+    next_step(&view, &goal, &keep)
 }
 
-/// Who should be a member now: nodes that are alive, voters first. Nobody is promoted before all
-/// voters to be are alive: a pair of voters is worse than one.
-#[must_use]
-pub fn wanted(map: &ClusterMap, liveness: &LivenessView) -> Vec<Member> {
-    let alive = |node: &NodeId| liveness.get(node) != Some(&Liveness::Dead);
-    let voters = map.control_voters();
-    let promote = voters.iter().all(alive);
-    let mut members: Vec<Member> = map
-        .nodes
-        .values()
-        .filter(|node| alive(&node.id))
-        .map(|node| Member {
-            node: node.id,
-            address: node.peer_address.clone(),
-            voter: promote && voters.contains(&node.id),
+/// Learners that left the map and have its newest entry, or do not answer.
+fn told(map: &ClusterMap, liveness: &LivenessView, members: &Members) -> BTreeSet<NodeId> {
+    let left = members.learners.iter().copied();
+    left.filter(|node| !map.nodes.contains_key(node))
+        .filter(|node| {
+            members.behind.get(node) == Some(&0) || liveness.get(node) != Some(&Liveness::Alive)
         })
-        .collect();
-    members.sort_by_key(|member| (!member.voter, member.node));
-    members
+        .collect()
 }
 
 /// Runs until `stop`.
@@ -59,22 +81,29 @@ pub async fn keep_in_step(
     stop: CancellationToken,
 ) {
     let mut watch = plane.watch();
-    let mut epoch = 0;
-    let mut done = BTreeSet::new();
+    let mut told_before = BTreeSet::new();
     loop {
-        let leadership = consensus.leadership(GroupId::CONTROL);
-        if leadership.epoch != epoch {
-            epoch = leadership.epoch;
-            done.clear();
-        }
-        if leadership.leader == Some(plane.local()) {
-            let map = plane.map();
-            for member in wanted(&map, &membership.view()) {
-                if member.node == plane.local() || done.contains(&member) {
-                    continue;
+        let map = watch.borrow_and_update().clone();
+        let mut pause = PERIOD;
+        if let Some(members) = consensus.members(GroupId::CONTROL) {
+            let view = membership.view();
+            let step = step(&map, &view, plane.local(), &members, &told_before);
+            // A round later, so that it has applied what it has.
+            told_before = told(&map, &view, &members);
+            match take(&consensus, &map, &step).await {
+                Ok(()) => {
+                    pause = match step {
+                        ChangeStep::Done => PERIOD,
+                        ChangeStep::Wait(_) => CATCH_UP_PERIOD,
+                        _ => {
+                            tracing::info!(?step, "the control group has other members");
+                            Duration::ZERO
+                        }
+                    };
                 }
-                if add(&seams, &consensus, &member).await {
-                    done.insert(member);
+                Err(error) => {
+                    tracing::debug!(?step, error, "control members not changed yet");
+                    pause = CATCH_UP_PERIOD;
                 }
             }
         }
@@ -82,70 +111,125 @@ pub async fn keep_in_step(
             biased;
             () = stop.cancelled() => return,
             changed = watch.changed() => if changed.is_err() { return },
-            () = seams.clock.sleep(PERIOD) => {}
+            () = seams.clock.sleep(pause) => {}
         }
     }
 }
 
-async fn add(seams: &Seams, consensus: &Consensus, member: &Member) -> bool {
-    let Member {
-        node,
-        address,
-        voter,
-    } = member.clone();
-    let adding = consensus.add_member(GroupId::CONTROL, node, address, voter);
-    match seams.timeout(STEP_MAX, adding).await {
-        Ok(Ok(())) => {
-            tracing::info!(member = node.0, voter, "the control group has a member");
-            true
+async fn take(consensus: &Consensus, map: &ClusterMap, step: &ChangeStep) -> Result<(), String> {
+    let group = GroupId::CONTROL;
+    let changed: Result<(), ChangeError> = match step {
+        ChangeStep::Done | ChangeStep::Wait(_) => Ok(()),
+        ChangeStep::AddLearner(node) => {
+            let record = map.nodes.get(node).ok_or("it is not on the map")?;
+            let address = record.peer_address.clone();
+            consensus
+                .add_learner(group, *node, address, STEP_WAIT)
+                .await
         }
-        Ok(Err(error)) => {
-            tracing::debug!(member = node.0, voter, %error, "control member not added yet");
-            false
-        }
-        Err(error) => {
-            tracing::debug!(member = node.0, voter, %error, "control member not added yet");
-            false
-        }
-    }
+        ChangeStep::ChangeVoters(voters) => consensus.change_voters(group, voters, STEP_WAIT).await,
+        ChangeStep::HandOver(node) => consensus.transfer_to(group, *node, HAND_OVER_WAIT).await,
+        ChangeStep::DropLearners(nodes) => consensus.drop_learners(group, nodes, STEP_WAIT).await,
+    };
+    changed.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::apply::apply;
-    use crate::control::{ControlCommand, samples};
+    use crate::control::{ControlCommand, NodeState, samples};
 
-    fn voters(nodes: u8, dead: &[u64]) -> (Vec<u64>, usize) {
+    fn map(nodes: u8) -> ClusterMap {
         let mut map = ClusterMap::default();
         apply(&mut map, &samples::init()).outcome.expect("founded");
         for n in 2..=nodes {
             let command = ControlCommand::RegisterNode(samples::node(n));
             apply(&mut map, &command).outcome.expect("joined");
         }
-        let view = dead
+        map
+    }
+
+    /// All steps from a control group of node 1 alone, done at once; and who votes then.
+    fn settle(map: &ClusterMap, dead: &[u64]) -> (Vec<u64>, Vec<u64>) {
+        let view: LivenessView = dead
             .iter()
-            .map(|node| (NodeId(*node), Liveness::Dead))
+            .map(|id| (NodeId(*id), Liveness::Dead))
             .collect();
-        let members = wanted(&map, &view);
-        let voters = members
-            .iter()
-            .filter(|member| member.voter)
-            .map(|member| member.node.0);
-        (voters.collect(), members.len())
+        let mut members = Members {
+            voters: BTreeSet::from([NodeId(1)]),
+            settled: true,
+            ..Members::default()
+        };
+        for _ in 0..30 {
+            match step(map, &view, NodeId(1), &members, &BTreeSet::new()) {
+                ChangeStep::AddLearner(node) => {
+                    members.learners.insert(node);
+                    members.behind.insert(node, 0);
+                }
+                ChangeStep::ChangeVoters(voters) => {
+                    members.learners.retain(|node| !voters.contains(node));
+                    members.voters = voters;
+                }
+                _ => break,
+            }
+        }
+        let ids = |nodes: &BTreeSet<NodeId>| nodes.iter().map(|node| node.0).collect();
+        (ids(&members.voters), ids(&members.learners))
     }
 
     #[test]
     fn voters_come_in_odd_numbers_and_all_others_follow() {
-        assert_eq!(voters(1, &[]), (vec![1], 1));
-        assert_eq!(voters(2, &[]), (vec![1], 2));
-        assert_eq!(voters(3, &[]), (vec![1, 2, 3], 3));
-        assert_eq!(voters(7, &[]), (vec![1, 2, 3, 4, 5], 7));
+        assert_eq!(settle(&map(1), &[]), (vec![1], vec![]));
+        assert_eq!(settle(&map(2), &[]), (vec![1], vec![2]));
+        assert_eq!(settle(&map(3), &[]), (vec![1, 2, 3], vec![]));
+        assert_eq!(settle(&map(7), &[]), (vec![1, 2, 3, 4, 5], vec![6, 7]));
     }
 
     #[test]
     fn nobody_is_promoted_while_a_voter_to_be_is_dead() {
-        assert_eq!(voters(3, &[2]), (vec![], 2));
-        assert_eq!(voters(7, &[7]), (vec![1, 2, 3, 4, 5], 6));
+        assert_eq!(settle(&map(3), &[2]), (vec![1], vec![3]));
+        assert_eq!(settle(&map(7), &[7]), (vec![1, 2, 3, 4, 5], vec![6]));
+    }
+
+    #[test]
+    fn a_leaving_voter_is_replaced_and_one_that_left_is_let_go_when_it_knows() {
+        let mut map = map(4);
+        let leave = ControlCommand::SetNodeState {
+            node: NodeId(2),
+            state: NodeState::Leaving,
+        };
+        apply(&mut map, &leave).outcome.expect("leaves");
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let mut members = Members {
+            voters: ids(&[1, 2, 3]),
+            learners: ids(&[4]),
+            settled: true,
+            behind: [(NodeId(2), 0), (NodeId(3), 0), (NodeId(4), 0)].into(),
+        };
+        let view = LivenessView::new();
+        let next = |map: &ClusterMap, members: &Members, told: &BTreeSet<NodeId>| {
+            step(map, &view, NodeId(1), members, told)
+        };
+        let none = BTreeSet::new();
+        assert_eq!(
+            next(&map, &members, &none),
+            ChangeStep::ChangeVoters(ids(&[1, 3, 4]))
+        );
+        members.voters = ids(&[1, 3, 4]);
+        members.learners = none.clone();
+        // It is still on the map, so it goes on following.
+        assert_eq!(
+            next(&map, &members, &none),
+            ChangeStep::AddLearner(NodeId(2))
+        );
+        members.learners = ids(&[2]);
+        let remove = ControlCommand::RemoveNode { node: NodeId(2) };
+        apply(&mut map, &remove).outcome.expect("left");
+        assert_eq!(next(&map, &members, &none), ChangeStep::Done);
+        assert_eq!(
+            next(&map, &members, &ids(&[2])),
+            ChangeStep::DropLearners(ids(&[2]))
+        );
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod apply;
 pub mod command;
+mod format1;
 pub mod join;
 pub mod machine;
 pub mod map;
@@ -17,8 +18,12 @@ pub mod service;
 pub mod wire;
 
 pub use command::{
-    ControlCommand, ControlOutcome, ControlRefusal, ControlReply, NewSpace, NodeDescription,
+    ControlCommand, ControlOutcome, ControlRefusal, ControlReply, NewMove, NewSpace,
+    NodeDescription,
 };
 pub use machine::ControlMachine;
-pub use map::{ClusterId, ClusterMap, GroupRecord, NodeRecord, PartitionRecord, SpaceRecord};
+pub use map::{
+    ClusterId, ClusterMap, GroupRecord, MoveCause, MoveId, MoveRecord, NodeRecord, NodeState,
+    PartitionRecord, SpaceRecord,
+};
 pub use plane::{ControlError, ControlPlane};

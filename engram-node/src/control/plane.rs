@@ -313,7 +313,14 @@ fn is_repeatable(command: &ControlCommand) -> bool {
         ControlCommand::InitCluster { .. }
         | ControlCommand::RegisterNode(_)
         | ControlCommand::CreateSpace(_)
-        | ControlCommand::AllocateMark => true,
+        | ControlCommand::AllocateMark
+        | ControlCommand::SetNodeState { .. }
+        | ControlCommand::RemoveNode { .. }
+        | ControlCommand::StartMove(_)
+        | ControlCommand::CancelMove { .. }
+        | ControlCommand::FinishMove { .. }
+        | ControlCommand::PreferPrimary { .. }
+        | ControlCommand::AlterSpace { .. } => true,
         // The second one could drop a space that was created under the same name in between.
         ControlCommand::DropSpace { .. } => false,
     }

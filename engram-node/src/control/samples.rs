@@ -1,9 +1,9 @@
 //! Commands for tests.
 
-use engram_core::types::{Decay, IndexParameters, Metric, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{Decay, GroupId, IndexParameters, Metric, NodeId, SpaceConfig, SpaceId};
 
-use super::command::{ControlCommand, NewSpace, NodeDescription};
-use super::map::ClusterId;
+use super::command::{ControlCommand, NewMove, NewSpace, NodeDescription};
+use super::map::{ClusterId, MoveCause, MoveId, NodeState};
 
 pub fn node(n: u8) -> NodeDescription {
     NodeDescription {
@@ -42,6 +42,17 @@ pub fn init() -> ControlCommand {
     }
 }
 
+pub fn start_move(group: u64, expected: &[u64], goal: &[u64]) -> ControlCommand {
+    let nodes = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+    ControlCommand::StartMove(NewMove {
+        group: GroupId(group),
+        expected: nodes(expected),
+        goal: nodes(goal),
+        cause: MoveCause::Operator,
+        now_millis: 1_700_000_000_000,
+    })
+}
+
 /// One of each kind, in an order in which all are accepted.
 pub fn commands() -> Vec<ControlCommand> {
     vec![
@@ -54,5 +65,28 @@ pub fn commands() -> Vec<ControlCommand> {
         ControlCommand::DropSpace {
             name: "words".into(),
         },
+        ControlCommand::RegisterNode(node(4)),
+        ControlCommand::AlterSpace {
+            name: "small".into(),
+            replicas: 2,
+        },
+        start_move(4, &[1, 2, 3], &[4, 1]),
+        ControlCommand::PreferPrimary {
+            group: GroupId(4),
+            node: NodeId(1),
+        },
+        ControlCommand::CancelMove {
+            group: GroupId(4),
+            id: MoveId(1),
+        },
+        ControlCommand::FinishMove {
+            group: GroupId(4),
+            id: MoveId(2),
+        },
+        ControlCommand::SetNodeState {
+            node: NodeId(4),
+            state: NodeState::Leaving,
+        },
+        ControlCommand::RemoveNode { node: NodeId(4) },
     ]
 }

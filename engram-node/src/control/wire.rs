@@ -4,14 +4,15 @@
 //! identity.
 
 use bytes::Bytes;
-use engram_core::types::{MarkId, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{GroupId, MarkId, NodeId, SpaceConfig, SpaceId};
 use engram_proto::control as wire;
 use prost::Message as _;
 
 use super::command::{
-    ControlCommand, ControlOutcome, ControlRefusal, ControlReply, NewSpace, NodeDescription,
+    ControlCommand, ControlOutcome, ControlRefusal, ControlReply, NewMove, NewSpace,
+    NodeDescription,
 };
-use super::map::ClusterId;
+use super::map::{ClusterId, MoveCause, MoveId, NodeState};
 
 /// Why bytes are no command or reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +46,32 @@ pub fn encode_command(command: &ControlCommand) -> Bytes {
             Command::DropSpace(wire::DropSpace { name: name.clone() })
         }
         ControlCommand::AllocateMark => Command::AllocateMark(wire::AllocateMark {}),
+        ControlCommand::SetNodeState { node, state } => Command::SetNodeState(wire::SetNodeState {
+            node: node.0,
+            state: wire::NodeState::from(*state).into(),
+        }),
+        ControlCommand::RemoveNode { node } => {
+            Command::RemoveNode(wire::RemoveNode { node: node.0 })
+        }
+        ControlCommand::StartMove(new) => Command::StartMove(new.into()),
+        ControlCommand::CancelMove { group, id } => Command::CancelMove(wire::CancelMove {
+            group: group.0,
+            r#move: id.0,
+        }),
+        ControlCommand::FinishMove { group, id } => Command::FinishMove(wire::FinishMove {
+            group: group.0,
+            r#move: id.0,
+        }),
+        ControlCommand::PreferPrimary { group, node } => {
+            Command::PreferPrimary(wire::PreferPrimary {
+                group: group.0,
+                node: node.0,
+            })
+        }
+        ControlCommand::AlterSpace { name, replicas } => Command::AlterSpace(wire::AlterSpace {
+            name: name.clone(),
+            replicas: *replicas,
+        }),
     };
     wire::ControlCommand {
         command: Some(command),
@@ -75,6 +102,32 @@ pub fn decode_command(bytes: &[u8]) -> Result<ControlCommand, WireError> {
             Command::CreateSpace(space) => ControlCommand::CreateSpace(space.try_into()?),
             Command::DropSpace(drop) => ControlCommand::DropSpace { name: drop.name },
             Command::AllocateMark(wire::AllocateMark {}) => ControlCommand::AllocateMark,
+            Command::SetNodeState(set) => ControlCommand::SetNodeState {
+                node: NodeId(set.node),
+                state: wire::NodeState::try_from(set.state)
+                    .unwrap_or_default()
+                    .try_into()?,
+            },
+            Command::RemoveNode(remove) => ControlCommand::RemoveNode {
+                node: NodeId(remove.node),
+            },
+            Command::StartMove(new) => ControlCommand::StartMove(new.try_into()?),
+            Command::CancelMove(cancel) => ControlCommand::CancelMove {
+                group: GroupId(cancel.group),
+                id: MoveId(cancel.r#move),
+            },
+            Command::FinishMove(finish) => ControlCommand::FinishMove {
+                group: GroupId(finish.group),
+                id: MoveId(finish.r#move),
+            },
+            Command::PreferPrimary(prefer) => ControlCommand::PreferPrimary {
+                group: GroupId(prefer.group),
+                node: NodeId(prefer.node),
+            },
+            Command::AlterSpace(alter) => ControlCommand::AlterSpace {
+                name: alter.name,
+                replicas: alter.replicas,
+            },
         },
     )
 }
@@ -100,6 +153,10 @@ pub fn encode_reply(reply: &ControlReply) -> Bytes {
         Ok(ControlOutcome::MarkAllocated { mark }) => {
             Reply::MarkAllocated(wire::MarkAllocated { mark: mark.0 })
         }
+        Ok(ControlOutcome::MoveStarted { id }) => {
+            Reply::MoveStarted(wire::MoveStarted { r#move: id.0 })
+        }
+        Ok(ControlOutcome::Done) => Reply::Done(wire::Done {}),
         Err(refusal) => Reply::Refused(refusal.into()),
     };
     wire::ControlReply {
@@ -130,6 +187,10 @@ pub fn decode_reply(bytes: &[u8]) -> Result<ControlReply, WireError> {
         Reply::MarkAllocated(reply) => Ok(ControlOutcome::MarkAllocated {
             mark: MarkId(reply.mark),
         }),
+        Reply::MoveStarted(reply) => Ok(ControlOutcome::MoveStarted {
+            id: MoveId(reply.r#move),
+        }),
+        Reply::Done(wire::Done {}) => Ok(ControlOutcome::Done),
         Reply::Refused(refusal) => Err(refusal.try_into()?),
     };
     Ok(ControlReply {
@@ -204,9 +265,82 @@ impl TryFrom<wire::CreateSpace> for NewSpace {
     }
 }
 
+impl From<NodeState> for wire::NodeState {
+    fn from(state: NodeState) -> Self {
+        match state {
+            NodeState::Active => Self::Active,
+            NodeState::Draining => Self::Draining,
+            NodeState::Maintenance => Self::Maintenance,
+            NodeState::Leaving => Self::Leaving,
+        }
+    }
+}
+
+impl TryFrom<wire::NodeState> for NodeState {
+    type Error = WireError;
+
+    fn try_from(state: wire::NodeState) -> Result<Self, WireError> {
+        match state {
+            wire::NodeState::Active => Ok(Self::Active),
+            wire::NodeState::Draining => Ok(Self::Draining),
+            wire::NodeState::Maintenance => Ok(Self::Maintenance),
+            wire::NodeState::Leaving => Ok(Self::Leaving),
+            wire::NodeState::Unspecified => Err(WireError::Missing("the state of a node")),
+        }
+    }
+}
+
+impl From<&NewMove> for wire::StartMove {
+    fn from(new: &NewMove) -> Self {
+        use wire::start_move::Cause;
+        let ids = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
+        let cause = match new.cause {
+            MoveCause::Operator => Cause::Operator,
+            MoveCause::Rebalance => Cause::Rebalance,
+            MoveCause::Leaving => Cause::Leaving,
+            MoveCause::Dead => Cause::Dead,
+            MoveCause::Replicas => Cause::Replicas,
+        };
+        Self {
+            group: new.group.0,
+            expected: ids(&new.expected),
+            goal: ids(&new.goal),
+            cause: cause.into(),
+            now_millis: new.now_millis,
+        }
+    }
+}
+
+impl TryFrom<wire::StartMove> for NewMove {
+    type Error = WireError;
+
+    fn try_from(new: wire::StartMove) -> Result<Self, WireError> {
+        use wire::start_move::Cause;
+        let nodes = |ids: Vec<u64>| ids.into_iter().map(NodeId).collect();
+        let cause = match Cause::try_from(new.cause) {
+            Ok(Cause::Operator) => MoveCause::Operator,
+            Ok(Cause::Rebalance) => MoveCause::Rebalance,
+            Ok(Cause::Leaving) => MoveCause::Leaving,
+            Ok(Cause::Dead) => MoveCause::Dead,
+            Ok(Cause::Replicas) => MoveCause::Replicas,
+            Ok(Cause::Unspecified) | Err(_) => {
+                return Err(WireError::Missing("the cause of a move"));
+            }
+        };
+        Ok(Self {
+            group: GroupId(new.group),
+            expected: nodes(new.expected),
+            goal: nodes(new.goal),
+            cause,
+            now_millis: new.now_millis,
+        })
+    }
+}
+
 impl From<&ControlRefusal> for wire::Refusal {
     fn from(refusal: &ControlRefusal) -> Self {
         use wire::refusal::Code;
+        let node_text;
         let (code, reason) = match refusal {
             ControlRefusal::NotInitialized => (Code::NotInitialized, ""),
             ControlRefusal::OtherCluster { reason } => (Code::OtherCluster, reason.as_str()),
@@ -220,6 +354,12 @@ impl From<&ControlRefusal> for wire::Refusal {
             }
             ControlRefusal::InvalidNode { reason } => (Code::InvalidNode, reason.as_str()),
             ControlRefusal::Limit { reason } => (Code::Limit, reason.as_str()),
+            ControlRefusal::UnknownNode { node } => {
+                node_text = node.0.to_string();
+                (Code::UnknownNode, node_text.as_str())
+            }
+            ControlRefusal::Conflict { reason } => (Code::Conflict, reason.as_str()),
+            ControlRefusal::NotPossible { reason } => (Code::NotPossible, reason.as_str()),
         };
         Self {
             code: code.into(),
@@ -243,6 +383,11 @@ impl TryFrom<wire::Refusal> for ControlRefusal {
             Ok(Code::InvalidPlacement) => Self::InvalidPlacement { reason },
             Ok(Code::InvalidNode) => Self::InvalidNode { reason },
             Ok(Code::Limit) => Self::Limit { reason },
+            Ok(Code::UnknownNode) => Self::UnknownNode {
+                node: NodeId(reason.parse().unwrap_or(0)),
+            },
+            Ok(Code::Conflict) => Self::Conflict { reason },
+            Ok(Code::NotPossible) => Self::NotPossible { reason },
             Ok(Code::Unspecified) | Err(_) => return Err(WireError::Missing("the refusal's code")),
         })
     }
@@ -273,6 +418,15 @@ mod tests {
             }),
             Ok(ControlOutcome::SpaceDropped { space: SpaceId(9) }),
             Ok(ControlOutcome::MarkAllocated { mark: MarkId(1) }),
+            Ok(ControlOutcome::MoveStarted { id: MoveId(4) }),
+            Ok(ControlOutcome::Done),
+            Err(ControlRefusal::UnknownNode { node: NodeId(5) }),
+            Err(ControlRefusal::Conflict {
+                reason: "later".into(),
+            }),
+            Err(ControlRefusal::NotPossible {
+                reason: "never".into(),
+            }),
             Err(ControlRefusal::NotInitialized),
             Err(ControlRefusal::UnknownSpace {
                 name: "words".into(),

@@ -85,6 +85,9 @@ pub struct LocalCluster {
     binary: PathBuf,
     fate: Fate,
     clock: Arc<dyn Clock>,
+    directory: PathBuf,
+    /// Further options of `engram start`, for all nodes.
+    options: Vec<String>,
     nodes: Vec<LocalNode>,
 }
 
@@ -98,19 +101,63 @@ impl LocalCluster {
         fate: Fate,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let node = |number| LocalNode {
-            number,
-            data: directory.join(format!("node-{number}")),
-            log: directory.join(format!("node-{number}.log")),
-            child: None,
-            addresses: None,
-        };
         Self {
             binary: binary.to_owned(),
             fate,
             clock,
-            nodes: (1..=nodes).map(node).collect(),
+            directory: directory.to_owned(),
+            options: Vec::new(),
+            nodes: (1..=nodes)
+                .map(|number| LocalNode::new(directory, number))
+                .collect(),
         }
+    }
+
+    /// Starts its nodes with further options of `engram start`.
+    #[must_use]
+    pub fn with_options(mut self, options: &[&str]) -> Self {
+        self.options = options.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Starts one more node, which joins the others; answers with its position.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn add(&mut self) -> Result<usize, ProcessError> {
+        let index = self.nodes.len();
+        let known = self.nodes.iter().filter_map(|node| node.addresses.as_ref());
+        let peers: Vec<String> = known.map(|addresses| addresses.peer.clone()).collect();
+        self.nodes.push(LocalNode::new(&self.directory, index + 1));
+        self.start_node(index, Some(&peers.join(","))).await?;
+        Ok(index)
+    }
+
+    /// SIGTERM, and until the process has ended.
+    ///
+    /// # Errors
+    /// When it cannot be signalled, or does not end in time.
+    pub async fn stop(&mut self, index: usize) -> Result<(), ProcessError> {
+        let node = &mut self.nodes[index];
+        let Some(child) = &node.child else {
+            return Ok(());
+        };
+        let what = format!("stop node {}", node.number);
+        let signalled = Command::new("kill").arg(child.id().to_string()).status();
+        signalled.map(drop).map_err(io_error(&what))?;
+        let ended = until(&*self.clock, READY_LIMIT, "it did not end", async || {
+            node.status().map(drop)
+        });
+        let late = ended.await;
+        let (number, log) = (node.number, node.log.display().to_string());
+        late.map_err(|late| ProcessError::NotReady {
+            number,
+            late,
+            log,
+            tail: node.log_tail(),
+        })?;
+        node.child = None;
+        Ok(())
     }
 
     /// Starts all: the first founds the cluster, the others join it.
@@ -236,6 +283,7 @@ impl LocalCluster {
             .map_err(io_error(&what))?;
         let mut command = Command::new(&self.binary);
         node.arguments(&mut command, join);
+        command.args(&self.options);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ENGRAM_") {
                 command.env_remove(name);
@@ -301,6 +349,16 @@ impl Drop for LocalCluster {
 }
 
 impl LocalNode {
+    fn new(directory: &Path, number: usize) -> Self {
+        Self {
+            number,
+            data: directory.join(format!("node-{number}")),
+            log: directory.join(format!("node-{number}.log")),
+            child: None,
+            addresses: None,
+        }
+    }
+
     fn address_file(&self) -> PathBuf {
         self.data.join("addresses.json")
     }

@@ -14,6 +14,7 @@
 //! membership believes of them; joining twice changes nothing; nothing grows without a bound.
 
 pub mod frontier;
+mod handover;
 mod measures;
 pub mod parts;
 pub mod peers;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use engram_core::partition::Partition;
 use engram_core::types::{NodeId, PartitionId};
 
+pub use handover::Handover;
 pub use protocol::{Effect, Event, Protocol};
 pub use rumour::Rumour;
 pub use runner::{OverlayService, start};
@@ -35,7 +37,7 @@ pub use runner::{OverlayService, start};
 #[derive(Clone)]
 pub struct Place {
     pub partition: Arc<Partition>,
-    /// The other nodes that the cluster map gives the partition to.
+    /// The other nodes that the cluster map gives the partition to, or is about to.
     pub others: Vec<NodeId>,
     /// Whether this node leads the partition's group.
     pub leads: bool,

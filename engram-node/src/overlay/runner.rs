@@ -34,6 +34,7 @@ const MEASURE_PERIOD: Duration = Duration::from_millis(2_000);
 #[derive(Clone)]
 struct Shared {
     router: Router,
+    cluster: [u8; 16],
     protocol: Arc<Mutex<Protocol>>,
     /// Answering brought something to do.
     wake: Arc<Notify>,
@@ -53,10 +54,23 @@ impl OverlayService {
         Self {
             shared: Shared {
                 router,
+                cluster,
                 protocol: Arc::new(Mutex::new(protocol)),
                 wake: Arc::new(Notify::new()),
             },
         }
+    }
+}
+
+impl OverlayService {
+    #[must_use]
+    pub fn router(&self) -> &Router {
+        &self.shared.router
+    }
+
+    #[must_use]
+    pub fn cluster(&self) -> [u8; 16] {
+        self.shared.cluster
     }
 }
 
@@ -104,7 +118,7 @@ impl Shared {
         let local = router.local();
         let all = router.here().partitions().into_iter();
         let places = all.map(|(group, partition)| {
-            let nodes = map.replicas(group).iter().copied();
+            let nodes = map.hosts(group).into_iter();
             let place = Place {
                 others: nodes.filter(|node| *node != local).collect(),
                 leads: router.here().leads(group),

@@ -2,7 +2,8 @@
 //! one, creates and drops the partitions in it.
 //!
 //! What must hold: [`steps`] is pure and every step idempotent, so that a crash anywhere is healed
-//! by the next round; a group is removed only when the map says so for certain.
+//! by the next round; a group is removed only when the map says so for certain, and not before the
+//! overlay deltas that are held here are with another replica.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use engram_proto::convert::encode_group_command;
 use tokio_util::sync::CancellationToken;
 
 use super::LocalPartitions;
+use super::mover::Overlays;
 use crate::consensus::{Consensus, GroupSpec};
-use crate::control::{ClusterMap, ControlPlane};
+use crate::control::{ClusterMap, ControlPlane, GroupRecord};
 use crate::seams::Seams;
 
 /// How often the node looks when the map has not changed.
@@ -30,6 +32,9 @@ const PROPOSE_WAIT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Start(GroupSpec),
+    /// The group lives on without this node: hand over what only this one may have, then remove it.
+    Leave(GroupId),
+    /// The group is gone.
     Remove(GroupId),
     /// Propose the creation of a partition to a group that this node leads.
     Create {
@@ -57,44 +62,45 @@ pub struct Running {
 #[must_use]
 pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
     let mut steps = Vec::new();
-    for group in map
-        .groups
-        .values()
-        .filter(|group| group.replicas.contains(&local))
-    {
+    for group in map.groups.values().filter(|it| it.hosts().contains(&local)) {
         let leader = running.groups.get(&group.id);
-        let is_first = group.replicas.first() == Some(&local);
-        if leader.is_none() || running.orphaned.contains(&group.id) {
-            let bootstrap = is_first || running.orphaned.contains(&group.id);
-            steps.push(Step::Start(spec(map, group.id, bootstrap)));
+        let orphaned = running.orphaned.contains(&group.id) && may_found(map, group, local);
+        if leader.is_none() || orphaned {
+            let first = group.founders.first() == Some(&local) && may_found(map, group, local);
+            steps.push(Step::Start(spec(map, group, first || orphaned)));
         }
         if leader == Some(&Some(local)) {
             partition_steps(map, group.id, running, &mut steps);
         }
     }
     for group in running.groups.keys() {
-        let here = map.replicas(*group).contains(&local);
-        // A group that the map does not know yet is newer than the map.
-        if !here && group.0 < map.next_group {
-            steps.push(Step::Remove(*group));
+        match map.groups.get(group) {
+            Some(record) if record.hosts().contains(&local) => {}
+            Some(_) => steps.push(Step::Leave(*group)),
+            // A group that the map does not know yet is newer than the map.
+            None if group.0 < map.next_group => steps.push(Step::Remove(*group)),
+            None => {}
         }
     }
     steps
 }
 
-fn spec(map: &ClusterMap, group: GroupId, bootstrap: bool) -> GroupSpec {
+/// Whether this node may write the group's first membership, if nothing of the group is here: it
+/// is the same one from whichever founder. Where a founder has left the cluster, the group has been
+/// running for long.
+fn may_found(map: &ClusterMap, group: &GroupRecord, local: NodeId) -> bool {
+    let known = |node: &NodeId| map.nodes.contains_key(node);
+    group.founders.contains(&local) && group.founders.iter().all(known)
+}
+
+fn spec(map: &ClusterMap, group: &GroupRecord, bootstrap: bool) -> GroupSpec {
     let address = |node: &NodeId| {
-        let record = map.nodes.get(node);
-        (
-            *node,
-            record
-                .map(|record| record.peer_address.clone())
-                .unwrap_or_default(),
-        )
+        let record = map.nodes.get(node)?;
+        Some((*node, record.peer_address.clone()))
     };
     GroupSpec {
-        group,
-        voters: map.replicas(group).iter().map(address).collect(),
+        group: group.id,
+        voters: group.founders.iter().filter_map(address).collect(),
         bootstrap,
     }
 }
@@ -129,6 +135,7 @@ pub struct Reconciler {
     pub plane: ControlPlane,
     pub consensus: Consensus,
     pub partitions: Arc<dyn LocalPartitions>,
+    pub overlays: Arc<dyn Overlays>,
 }
 
 impl Reconciler {
@@ -189,16 +196,46 @@ impl Reconciler {
                     Err(error) => tracing::error!(group = group.0, %error, "group not started"),
                 }
             }
-            Step::Remove(group) => match self.consensus.remove_group(group).await {
-                Ok(()) => tracing::info!(group = group.0, "group removed"),
-                Err(error) => tracing::error!(group = group.0, %error, "group not removed"),
-            },
+            Step::Leave(group) => {
+                if self.hand_over(group).await {
+                    self.remove(group).await;
+                }
+            }
+            Step::Remove(group) => self.remove(group).await,
             Step::Create { group, partition } => self.create(group, partition).await,
             Step::Drop { group, partition } => {
                 self.propose(group, partition, &PartitionCommand::Drop, "dropped")
                     .await;
             }
         }
+    }
+
+    async fn remove(&self, group: GroupId) {
+        match self.consensus.remove_group(group).await {
+            Ok(()) => tracing::info!(group = group.0, "group removed"),
+            Err(error) => tracing::error!(group = group.0, %error, "group not removed"),
+        }
+    }
+
+    /// Brings the overlay deltas that are held here to a replica that stays; false when none could
+    /// be reached, and the next round has to try again.
+    async fn hand_over(&self, group: GroupId) -> bool {
+        self.overlays.retire(group).await;
+        let map = self.plane.map();
+        for node in map.replicas(group) {
+            match self.overlays.push(group, *node).await {
+                Ok(()) => return true,
+                Err(reason) => {
+                    tracing::debug!(
+                        group = group.0,
+                        to = node.0,
+                        reason,
+                        "overlay not handed over"
+                    );
+                }
+            }
+        }
+        false
     }
 
     async fn create(&self, group: GroupId, partition: PartitionId) {
@@ -293,7 +330,7 @@ mod tests {
         running.orphaned.insert(GroupId(2));
         assert_eq!(
             steps(&map(), ME, &running),
-            [Step::Start(spec(&map(), GroupId(2), true))]
+            [Step::Start(spec(&map(), &map().groups[&GroupId(2)], true))]
         );
     }
 
@@ -317,6 +354,33 @@ mod tests {
             partition: PartitionId(3),
         };
         assert_eq!(steps(&map, ME, &at), [drop]);
+    }
+
+    #[test]
+    fn a_replica_stays_until_the_move_has_ended_and_a_new_one_founds_nothing() {
+        let mut map = map();
+        let start = samples::start_move(1, &[1, 2], &[3, 2]);
+        let third = ControlCommand::RegisterNode(samples::node(3));
+        for command in [third, start] {
+            apply(&mut map, &command).outcome.expect("accepted");
+        }
+        let at = running(&[(1, Some(2), &[1]), (2, Some(2), &[2]), (3, Some(1), &[3])]);
+        assert_eq!(steps(&map, ME, &at), []);
+        let mut at_three = running(&[(1, None, &[])]);
+        at_three.orphaned.insert(GroupId(1));
+        assert_eq!(steps(&map, NodeId(3), &at_three), []);
+        let started = steps(&map, NodeId(3), &Running::default());
+        assert!(
+            matches!(started.as_slice(), [Step::Start(spec)] if !spec.bootstrap),
+            "{started:?}"
+        );
+
+        let group = GroupId(1);
+        let id = map.groups[&group].change.as_ref().expect("a move").id;
+        let finish = ControlCommand::FinishMove { group, id };
+        apply(&mut map, &finish).outcome.expect("ended");
+        assert_eq!(steps(&map, ME, &at), [Step::Leave(group)]);
+        assert_eq!(steps(&map, NodeId(3), &at_three), []);
     }
 
     #[test]

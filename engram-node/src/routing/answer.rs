@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use engram_core::edges::Conflict;
 use engram_core::filter::Filter;
 use engram_core::partition::{
-    Direction, FoundEdge, FoundMemory, NeighborsQuery, NumberedConflict, Partition, PartitionView,
+    Direction, FoundEdge, FoundMemory, NeighborsQuery, NumberedConflict, Partition,
+    PartitionStatus, PartitionView, ReadError, RecallQuery,
     ReadError, RecallQuery,
 };
 use engram_core::storage::StorageError;
@@ -159,6 +160,7 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         edges: status.edges,
         index_tail: u64::from(status.index.tail),
         overlay_deltas: status.overlay_deltas as u64,
+        bytes: estimated_bytes(partition, &status),
         overlay_bytes: status.overlay.bytes as u64,
         folded_edges: status.folded_edges,
         edge_conflicts: status.edge_conflicts,
@@ -166,6 +168,7 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         // Known to consensus only: the caller fills them in.
         leader: 0,
         epoch: 0,
+        catching_up: Vec::new(),
     }
 }
 
@@ -220,6 +223,14 @@ fn api_conflict(
             retried: false,
         }),
     }
+/// Bytes of a memory's record beside its vector, and of an edge in both directions, as estimated
+/// for planning.
+const MEMORY_BYTES: u64 = 384;
+const EDGE_BYTES: u64 = 256;
+
+fn estimated_bytes(partition: &Partition, status: &PartitionStatus) -> u64 {
+    let vector = u64::from(partition.config().dimension) * 4;
+    status.memories * (vector + MEMORY_BYTES) + status.edges * EDGE_BYTES
 }
 
 fn mark(partition: &Partition, query: peer::MarkQuery) -> Result<peer::MarkAnswer, Refusal> {

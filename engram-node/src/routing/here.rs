@@ -236,6 +236,7 @@ impl Here {
             let leadership = self.inner.groups.leadership(group);
             status.leader = leadership.leader.map_or(0, |node| node.0);
             status.epoch = leadership.epoch;
+            status.catching_up = self.inner.groups.catching_up(group);
         }
         Ok(served)
     }

@@ -10,7 +10,7 @@ use engram_core::partition::Partition;
 use engram_core::storage::StorageError;
 use engram_core::types::{GroupId, Hlc, NodeId, PartitionId};
 use engram_proto::peer::{
-    AcceptLocalRequest, AcceptLocalResponse, ProposeRequest, ProposeResponse, ReadRequest,
+    AcceptLocalRequest, AcceptLocalResponse, CatchUp, ProposeRequest, ProposeResponse, ReadRequest,
     ReadResponse,
 };
 use tonic::transport::Channel;
@@ -32,6 +32,11 @@ pub trait Groups: Send + Sync {
     async fn read_barrier(&self, group: GroupId, wait: Duration) -> Result<(), BarrierError>;
     /// Wakes the group and waits until a leader is known here.
     async fn wait_for_leader(&self, group: GroupId, wait: Duration) -> Option<NodeId>;
+    /// How far the replicas are that do not vote yet; none when this node does not lead the group.
+    fn catching_up(&self, group: GroupId) -> Vec<CatchUp> {
+        let _ = group;
+        Vec::new()
+    }
 }
 
 #[async_trait]
@@ -55,6 +60,16 @@ impl Groups for Consensus {
 
     async fn wait_for_leader(&self, group: GroupId, wait: Duration) -> Option<NodeId> {
         Self::wait_for_leader(self, group, wait).await
+    }
+
+    fn catching_up(&self, group: GroupId) -> Vec<CatchUp> {
+        let members = self.members(group).unwrap_or_default();
+        let learners = members.learners.iter().map(|node| CatchUp {
+            node: node.0,
+            entries_left: members.behind.get(node).copied().unwrap_or(0),
+            snapshot_bytes_sent: self.snapshot_bytes_sent(group, *node),
+        });
+        learners.collect()
     }
 }
 

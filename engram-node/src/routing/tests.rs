@@ -144,6 +144,8 @@ fn map() -> ClusterMap {
         id: GROUP,
         replicas: vec![B, C],
         shared: false,
+        founders: vec![B, C],
+        change: None,
     };
     ClusterMap {
         spaces: BTreeMap::from([(SpaceId(1), space)]),

@@ -34,11 +34,19 @@ const METHODS: &[(&str, Role)] = &[
     ("/engram.v1.Spaces/ListSpaces", Role::Read),
     ("/engram.v1.Spaces/DescribeSpace", Role::Read),
     ("/engram.v1.Spaces/DropSpace", Role::Admin),
+    ("/engram.v1.Spaces/AlterSpace", Role::Admin),
     ("/engram.v1.Cluster/Status", Role::Read),
     ("/engram.v1.Cluster/ListNodes", Role::Read),
     ("/engram.v1.Cluster/ListPartitions", Role::Read),
     ("/engram.v1.Cluster/Verify", Role::Read),
     ("/engram.v1.Cluster/ListConflicts", Role::Read),
+    ("/engram.v1.Cluster/SetNodeState", Role::Admin),
+    ("/engram.v1.Cluster/Rebalance", Role::Admin),
+    ("/engram.v1.Cluster/MoveReplica", Role::Admin),
+    ("/engram.v1.Cluster/TransferPrimary", Role::Admin),
+    ("/engram.v1.Cluster/ListMoves", Role::Read),
+    ("/engram.v1.Cluster/CancelMoves", Role::Admin),
+    ("/engram.v1.Cluster/Probe", Role::Write),
 ];
 
 /// Services that anyone who reaches the port may call.

@@ -22,6 +22,9 @@ use crate::http::{self, Metrics};
 use crate::liveness::Heartbeats;
 use crate::membership::{ClusterKey, Membership, MembershipOptions, SwimTiming};
 use crate::placement::LocalPartitions;
+use crate::placement::leaders::Leaders;
+use crate::placement::manager::Manager;
+use crate::placement::mover::Mover;
 use crate::placement::reconciler::Reconciler;
 use crate::replica::Replicas;
 use crate::seams::{Datagrams, Listener, Seams};
@@ -168,7 +171,7 @@ impl Parts {
         let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
         self.start_control_group(&core.consensus).await?;
         self.wait_for_the_map(&core.plane).await;
-        self.start_background(&core, &membership, beats, &background);
+        self.start_background(&core, &membership, beats, &services, &background);
         services.start();
         let (client, client_done) =
             self.serve_clients(ports.client, &services, &health, &background)?;
@@ -224,8 +227,10 @@ impl Parts {
             control: Arc::clone(&control),
             data,
         };
+        let mut settings = ConsensusConfig::new(node, cluster.0, self.config.data_dir.clone());
+        settings.snapshot_bytes_per_second = self.config.snapshot_bytes_per_second;
         let consensus = Consensus::open(
-            ConsensusConfig::new(node, cluster.0, self.config.data_dir.clone()),
+            settings,
             self.seams.clone(),
             Arc::clone(&self.storage),
             peers.clone(),
@@ -335,6 +340,7 @@ impl Parts {
         core: &Core,
         membership: &Membership,
         beats: Heartbeats,
+        services: &Services,
         background: &CancellationToken,
     ) {
         let (seams, stop) = (&self.seams, || background.clone());
@@ -354,16 +360,53 @@ impl Parts {
             watchers::count_losses(seams.clone(), plane(), consensus(), beats.clone(), stop());
         seams.spawn("losses", losses);
         seams.spawn("heartbeats", beats.run(stop()));
-        let membership = membership.clone();
-        let keeper = members::keep_in_step(seams.clone(), plane(), consensus(), membership, stop());
+        let view = membership.clone();
+        let keeper = members::keep_in_step(seams.clone(), plane(), consensus(), view, stop());
         seams.spawn("control-members", keeper);
         let reconciler = Reconciler {
             seams: seams.clone(),
             plane: plane(),
             consensus: consensus(),
             partitions: Arc::new(Local(Arc::clone(&core.replicas))),
+            overlays: services.overlays(),
         };
         seams.spawn("reconciler", reconciler.run(stop()));
+        self.start_placement(core, membership, services, background);
+    }
+
+    /// What moves replicas and leaderships; each acts where it leads.
+    fn start_placement(
+        &self,
+        core: &Core,
+        membership: &Membership,
+        services: &Services,
+        background: &CancellationToken,
+    ) {
+        let (seams, stop) = (&self.seams, || background.clone());
+        let manager = Manager {
+            seams: seams.clone(),
+            plane: core.plane.clone(),
+            consensus: core.consensus.clone(),
+            membership: membership.clone(),
+            grace: self.config.replace_after,
+        };
+        seams.spawn("placement-manager", manager.run(stop()));
+        let mover = Mover {
+            seams: seams.clone(),
+            plane: core.plane.clone(),
+            consensus: core.consensus.clone(),
+            membership: membership.clone(),
+            overlays: services.overlays(),
+            pushed: Default::default(),
+        };
+        seams.spawn("mover", mover.run(stop()));
+        let leaders = Leaders {
+            seams: seams.clone(),
+            plane: core.plane.clone(),
+            consensus: core.consensus.clone(),
+            membership: membership.clone(),
+        };
+        seams.spawn("leaders", leaders.run(stop()));
     }
 
     async fn write_addresses(&self, advertised: &Advertised) -> Result<(), ServerError> {

@@ -6,6 +6,7 @@ use engram_proto::v1::{self, node::Liveness as ApiLiveness};
 
 use super::Services;
 use super::failure::Failure;
+use super::placement::api_state;
 use crate::control::{PartitionRecord, SpaceRecord};
 use crate::membership::Liveness;
 use crate::routing::Deadline;
@@ -67,6 +68,7 @@ impl Services {
                 replicas: held.count() as u32,
                 primaries: primaries.get(&node.id.0).copied().unwrap_or(0),
                 version: node.version.clone(),
+                state: api_state(node.state).into(),
             }
         });
         Ok(v1::ListNodesResponse {

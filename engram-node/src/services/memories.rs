@@ -4,14 +4,17 @@ use engram_proto::v1::cluster_server::Cluster;
 use engram_proto::v1::memories_server::Memories;
 use engram_proto::v1::spaces_server::Spaces;
 use engram_proto::v1::{
-    AssociateRequest, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
+    AlterSpaceRequest, AlterSpaceResponse, AssociateRequest, CancelMovesRequest,
+    CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
     DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
     ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
-    ListConflictsRequest, ListConflictsResponse, ListNodesRequest, ListNodesResponse,
+    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
     ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
-    NeighborsRequest, NeighborsResponse, RecallRequest, RecallResponse, RememberRequest,
-    RememberResponse, Space, SpreadEvent, SpreadRequest, StatusRequest, StatusResponse,
-    StrengthenRequest, VerifyRequest, VerifyResponse,
+    MoveReplicaRequest, MoveReplicaResponse, NeighborsRequest, NeighborsResponse, ProbeRequest,
+    ProbeResponse, RebalanceRequest, RebalanceResponse, RecallRequest, RecallResponse,
+    RememberRequest, RememberResponse, SetNodeStateRequest, SetNodeStateResponse, Space,
+    SpreadEvent, SpreadRequest, StatusRequest, StatusResponse, StrengthenRequest,
+    TransferPrimaryRequest, TransferPrimaryResponse, VerifyRequest, VerifyResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -139,6 +142,13 @@ impl Spaces for Services {
     ) -> Result<Response<DropSpaceResponse>, Status> {
         serve!(self, request, drop_space)
     }
+
+    async fn alter_space(
+        &self,
+        request: Request<AlterSpaceRequest>,
+    ) -> Result<Response<AlterSpaceResponse>, Status> {
+        serve!(self, request, alter_space)
+    }
 }
 
 #[tonic::async_trait]
@@ -176,5 +186,54 @@ impl Cluster for Services {
         request: Request<VerifyRequest>,
     ) -> Result<Response<VerifyResponse>, Status> {
         serve!(self, request, verify)
+    }
+
+    async fn set_node_state(
+        &self,
+        request: Request<SetNodeStateRequest>,
+    ) -> Result<Response<SetNodeStateResponse>, Status> {
+        serve!(self, request, set_node_state)
+    }
+
+    async fn rebalance(
+        &self,
+        request: Request<RebalanceRequest>,
+    ) -> Result<Response<RebalanceResponse>, Status> {
+        serve!(self, request, rebalance)
+    }
+
+    async fn move_replica(
+        &self,
+        request: Request<MoveReplicaRequest>,
+    ) -> Result<Response<MoveReplicaResponse>, Status> {
+        serve!(self, request, move_replica)
+    }
+
+    async fn transfer_primary(
+        &self,
+        request: Request<TransferPrimaryRequest>,
+    ) -> Result<Response<TransferPrimaryResponse>, Status> {
+        serve!(self, request, transfer_primary)
+    }
+
+    async fn list_moves(
+        &self,
+        request: Request<ListMovesRequest>,
+    ) -> Result<Response<ListMovesResponse>, Status> {
+        serve!(self, request, list_moves)
+    }
+
+    async fn cancel_moves(
+        &self,
+        request: Request<CancelMovesRequest>,
+    ) -> Result<Response<CancelMovesResponse>, Status> {
+        serve!(self, request, cancel_moves)
+    }
+
+    async fn probe(
+        &self,
+        request: Request<ProbeRequest>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        serve!(self, request, probe)
     }
 }

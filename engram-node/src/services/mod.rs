@@ -16,6 +16,8 @@ mod edges;
 mod failure;
 mod input;
 mod memories;
+mod placement;
+mod probe;
 mod reads;
 mod recall;
 mod server;
@@ -36,7 +38,8 @@ use tokio::sync::Semaphore;
 use crate::consensus::Consensus;
 use crate::control::plane::ControlPlane;
 use crate::membership::Membership;
-use crate::overlay::OverlayService;
+use crate::overlay::{Handover, OverlayService};
+use crate::placement::mover::Overlays;
 use crate::replica::Replicas;
 use crate::routing::{Dialer, Groups, Here, Links, Router};
 use crate::seams::Seams;
@@ -133,6 +136,13 @@ impl Services {
 
     fn router(&self) -> &Router {
         &self.inner.router
+    }
+
+    /// What placement brings to other replicas.
+    #[must_use]
+    pub fn overlays(&self) -> Arc<dyn Overlays> {
+        let Inner { overlay, links, .. } = &*self.inner;
+        Arc::new(Handover::new(overlay, Arc::clone(links)))
     }
 
     /// Starts what runs beside the calls: the exchange, adoption and folding of edge changes.

@@ -144,7 +144,12 @@ fn exists(name: &str) -> Failure {
     ControlRefusal::SpaceExistsDifferent { reason }.into()
 }
 
-fn in_range(what: &'static str, actual: u32, min: u32, max: u32) -> Result<(), InputError> {
+pub(super) fn in_range(
+    what: &'static str,
+    actual: u32,
+    min: u32,
+    max: u32,
+) -> Result<(), InputError> {
     if (min..=max).contains(&actual) {
         return Ok(());
     }

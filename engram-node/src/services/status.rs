@@ -277,6 +277,13 @@ fn judge_refusal(refusal: &ControlRefusal) -> Verdict {
         ControlRefusal::Limit { .. } => {
             refused(Code::ResourceExhausted, "LIMIT_REACHED", SEE_SPACES)
         }
+        ControlRefusal::UnknownNode { .. } => refused(Code::NotFound, "UNKNOWN_NODE", SEE_NODES),
+        ControlRefusal::Conflict { .. } => {
+            refused(Code::Aborted, "ANOTHER_CHANGE", "engram cluster moves")
+        }
+        ControlRefusal::NotPossible { .. } => {
+            refused(Code::FailedPrecondition, "NOT_POSSIBLE", SEE_PARTITIONS)
+        }
     }
 }
 
@@ -515,6 +522,7 @@ mod tests {
             http_address: String::new(),
             zone: String::new(),
             version: String::new(),
+            state: crate::control::NodeState::Active,
         };
         map.nodes.insert(node.id, node);
         let error = WriteError::NotApplied {

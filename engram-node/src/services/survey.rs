@@ -46,7 +46,7 @@ impl Services {
         partitions
     }
 
-    async fn ask_status(
+    pub(super) async fn ask_status(
         &self,
         node: NodeId,
         place: PartitionRecord,
@@ -98,6 +98,7 @@ fn add(partition: &mut v1::Partition, node: NodeId, answer: Option<(u64, StatusA
         edges: status.edges,
         index_tail: status.index_tail,
         overlay_deltas: status.overlay_deltas,
+        bytes: status.bytes,
         overlay_bytes: status.overlay_bytes,
         folded_edges: status.folded_edges,
         edge_conflicts: status.edge_conflicts,

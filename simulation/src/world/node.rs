@@ -102,6 +102,8 @@ fn config(host: Host, peers: usize) -> Config {
         cluster_key_file: None,
         log_format: LogFormat::Text,
         log_level: "info".into(),
+        replace_after: Duration::from_secs(600),
+        snapshot_bytes_per_second: 128 << 20,
         limits: Limits::default(),
     }
 }

@@ -54,7 +54,7 @@ impl StoreBuilder<Types, LogStore, StateMachine, tempfile::TempDir> for Builder 
         let dir = tempfile::tempdir().unwrap();
         let storage = (self.store)(dir.path().join("store"));
         let machine = toys(&storage).open(GROUP).unwrap();
-        let snapshots = SnapshotStore::new(&seams(), dir.path());
+        let snapshots = SnapshotStore::new(&seams(), dir.path(), u64::MAX);
         let log = open(&storage);
         let (state, _gone) =
             StateMachine::open(GROUP, &seams(), storage, machine, snapshots).unwrap();

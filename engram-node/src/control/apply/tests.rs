@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::control::map::{MoveId, MoveRecord, NodeState};
 use crate::control::samples;
 
 fn three_nodes() -> ClusterMap {
@@ -242,6 +243,183 @@ fn a_map_survives_its_encoding() {
     assert!(ClusterMap::decode(&map.encode()[..20]).is_err());
 }
 
+/// Nodes 1 to 4; group 1 on the first three.
+fn four_nodes() -> ClusterMap {
+    let mut map = three_nodes();
+    let fourth = ControlCommand::RegisterNode(samples::node(4));
+    apply(&mut map, &fourth).outcome.expect("joined");
+    create(&mut map, &samples::space("words", &[&[1, 2, 3]])).expect("created");
+    map
+}
+
+const GROUP: GroupId = GroupId(1);
+
+fn move_of(map: &ClusterMap) -> &MoveRecord {
+    map.groups[&GROUP].change.as_ref().expect("a move")
+}
+
+#[test]
+fn a_move_is_started_once_and_ended_once() {
+    let mut map = four_nodes();
+    let start = samples::start_move(1, &[1, 2, 3], &[1, 2, 4]);
+    let started = apply(&mut map, &start).outcome;
+    assert_eq!(started, Ok(ControlOutcome::MoveStarted { id: MoveId(1) }));
+    map.validate();
+    assert_eq!(map.replicas(GROUP), [1, 2, 3].map(NodeId));
+    assert_eq!(map.hosts(GROUP), (1..=4).map(NodeId).collect());
+    // The proposer did not hear the answer; somebody else wants something else.
+    assert_eq!(apply(&mut map, &start).outcome, started);
+    let other = samples::start_move(1, &[1, 2, 3], &[4, 2, 3]);
+    let refused = apply(&mut map, &other).outcome;
+    assert!(matches!(refused, Err(ControlRefusal::Conflict { .. })));
+
+    let finish = |id| ControlCommand::FinishMove {
+        group: GROUP,
+        id: MoveId(id),
+    };
+    let before = state(&map);
+    apply(&mut map, &finish(9)).outcome.expect("nothing to end");
+    assert_eq!(state(&map), before);
+    for _ in 0..2 {
+        apply(&mut map, &finish(1)).outcome.expect("ended");
+        map.validate();
+        assert_eq!(map.replicas(GROUP), [1, 2, 4].map(NodeId));
+        assert_eq!(map.groups[&GROUP].change, None);
+    }
+    let late = apply(&mut map, &start).outcome;
+    assert!(
+        matches!(late, Err(ControlRefusal::Conflict { .. })),
+        "planned on an older map"
+    );
+}
+
+#[test]
+fn a_move_that_is_called_off_is_a_move_back_that_the_first_one_cannot_end() {
+    let mut map = four_nodes();
+    let start = samples::start_move(1, &[1, 2, 3], &[1, 2, 4]);
+    apply(&mut map, &start).outcome.expect("started");
+    let cancel = ControlCommand::CancelMove {
+        group: GROUP,
+        id: MoveId(1),
+    };
+    for _ in 0..2 {
+        apply(&mut map, &cancel).outcome.expect("called off");
+        map.validate();
+        let back = move_of(&map);
+        assert!(back.cancelled);
+        assert_eq!(
+            (back.id, back.goal.clone()),
+            (MoveId(2), [1, 2, 3].map(NodeId).into())
+        );
+        assert!(
+            map.hosts(GROUP).contains(&NodeId(4)),
+            "it may be a member still"
+        );
+    }
+    // The leader of the first move believes that it is done.
+    let stale = ControlCommand::FinishMove {
+        group: GROUP,
+        id: MoveId(1),
+    };
+    apply(&mut map, &stale).outcome.expect("nothing to end");
+    assert!(map.groups[&GROUP].change.is_some());
+    let finish = ControlCommand::FinishMove {
+        group: GROUP,
+        id: MoveId(2),
+    };
+    apply(&mut map, &finish).outcome.expect("back");
+    assert_eq!(map.replicas(GROUP), [1, 2, 3].map(NodeId));
+    assert!(!map.hosts(GROUP).contains(&NodeId(4)));
+}
+
+#[test]
+fn impossible_moves_are_refused() {
+    let mut map = four_nodes();
+    let drained = ControlCommand::SetNodeState {
+        node: NodeId(4),
+        state: NodeState::Draining,
+    };
+    apply(&mut map, &drained).outcome.expect("drained");
+    let before = state(&map);
+    for goal in [&[][..], &[1, 1], &[1, 2, 9], &[1, 2, 4], &[3, 2, 1]] {
+        let command = samples::start_move(1, &[1, 2, 3], goal);
+        let outcome = apply(&mut map, &command).outcome;
+        assert!(outcome.is_err(), "{goal:?}");
+    }
+    assert_eq!(state(&map), before);
+}
+
+#[test]
+fn a_node_leaves_with_nothing_on_it_and_never_comes_back() {
+    let mut map = four_nodes();
+    let set = |node, state| ControlCommand::SetNodeState {
+        node: NodeId(node),
+        state,
+    };
+    let remove = |node| ControlCommand::RemoveNode { node: NodeId(node) };
+    for (node, state) in [(4, NodeState::Active), (1, NodeState::Leaving)] {
+        apply(&mut map, &set(node, state)).outcome.expect("set");
+        let refused = apply(&mut map, &remove(node)).outcome;
+        assert!(
+            matches!(refused, Err(ControlRefusal::NotPossible { .. })),
+            "{node}"
+        );
+    }
+    // A restart is no return to duty.
+    let again = ControlCommand::RegisterNode(samples::node(1));
+    apply(&mut map, &again).outcome.expect("known");
+    assert_eq!(map.nodes[&NodeId(1)].state, NodeState::Leaving);
+    assert_eq!(map.control_voters(), [2, 3, 4].map(NodeId));
+
+    apply(&mut map, &set(4, NodeState::Leaving))
+        .outcome
+        .expect("set");
+    for _ in 0..2 {
+        apply(&mut map, &remove(4)).outcome.expect("gone");
+        map.validate();
+    }
+    let back = ControlCommand::RegisterNode(samples::node(4));
+    let refused = apply(&mut map, &back).outcome;
+    assert!(matches!(refused, Err(ControlRefusal::InvalidNode { .. })));
+    assert!(!map.nodes.contains_key(&NodeId(4)));
+}
+
+#[test]
+fn a_space_may_ask_for_more_replicas_than_its_group_has() {
+    let mut map = four_nodes();
+    let alter = |replicas| ControlCommand::AlterSpace {
+        name: "words".into(),
+        replicas,
+    };
+    for impossible in [0, 5, 99] {
+        let refused = apply(&mut map, &alter(impossible)).outcome;
+        assert!(refused.is_err(), "{impossible}");
+    }
+    apply(&mut map, &alter(1)).outcome.expect("altered");
+    assert_eq!(map.wanted_replicas(&map.groups[&GROUP]), 1);
+    // Its shared group still has three: a space of three does not join it, one of one does.
+    create(&mut map, &samples::space("three", &[&[1, 2, 3]])).expect("created");
+    assert_eq!(map.partitions_of(GROUP).count(), 1);
+}
+
+#[test]
+fn the_preferred_primary_can_be_chosen_also_during_a_move() {
+    let mut map = four_nodes();
+    let start = samples::start_move(1, &[1, 2, 3], &[1, 2, 4]);
+    apply(&mut map, &start).outcome.expect("started");
+    let prefer = |node| ControlCommand::PreferPrimary {
+        group: GROUP,
+        node: NodeId(node),
+    };
+    apply(&mut map, &prefer(2)).outcome.expect("preferred");
+    assert_eq!(map.replicas(GROUP), [2, 1, 3].map(NodeId));
+    assert_eq!(move_of(&map).goal, [2, 1, 4].map(NodeId));
+    assert!(
+        apply(&mut map, &prefer(3)).outcome.is_err(),
+        "it is going away"
+    );
+}
+
 fn any_command() -> impl Strategy<Value = ControlCommand> {
     let name = (0..4u8).prop_map(|n| format!("space-{n}"));
     let set = prop::collection::vec(1..6u64, 1..4);
@@ -253,6 +431,39 @@ fn any_command() -> impl Strategy<Value = ControlCommand> {
         }),
         name.prop_map(|name| ControlCommand::DropSpace { name }),
         Just(ControlCommand::AllocateMark),
+        (1..6u64, 0..4u8).prop_map(|(node, state)| {
+            let states = [
+                NodeState::Active,
+                NodeState::Draining,
+                NodeState::Maintenance,
+                NodeState::Leaving,
+            ];
+            let (node, state) = (NodeId(node), states[usize::from(state)]);
+            ControlCommand::SetNodeState { node, state }
+        }),
+        (1..6u64).prop_map(|node| ControlCommand::RemoveNode { node: NodeId(node) }),
+        (
+            1..6u64,
+            prop::collection::vec(1..6u64, 1..4),
+            prop::collection::vec(1..6u64, 1..4)
+        )
+            .prop_map(|(group, from, to)| samples::start_move(group, &from, &to)),
+        (1..6u64, 1..9u64).prop_map(|(group, id)| ControlCommand::CancelMove {
+            group: GroupId(group),
+            id: MoveId(id),
+        }),
+        (1..6u64, 1..9u64).prop_map(|(group, id)| ControlCommand::FinishMove {
+            group: GroupId(group),
+            id: MoveId(id),
+        }),
+        (1..6u64, 1..6u64).prop_map(|(group, node)| ControlCommand::PreferPrimary {
+            group: GroupId(group),
+            node: NodeId(node),
+        }),
+        (0..4u8, 0..6u32).prop_map(|(n, replicas)| ControlCommand::AlterSpace {
+            name: format!("space-{n}"),
+            replicas,
+        }),
     ]
 }
 

@@ -16,6 +16,7 @@ fn record(n: u64, address: SocketAddr) -> NodeRecord {
         http_address: String::new(),
         zone: String::new(),
         version: String::new(),
+        state: Default::default(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The planner: a pure function from the cluster map and the liveness view to a placement.
+//! Where the replicas of a new space go.
 //!
 //! Called by whoever proposes a space. What must hold: no node holds two replicas of a partition;
 //! the same input gives the same plan; as far as zones allow, replicas differ by at most one
@@ -64,10 +64,10 @@ fn candidates<'a>(map: &'a ClusterMap, liveness: &LivenessView) -> Vec<Candidate
     let mut replicas: BTreeMap<NodeId, usize> = BTreeMap::new();
     let mut primaries = replicas.clone();
     for group in map.groups.values() {
-        for node in &group.replicas {
+        for node in group.settled() {
             *replicas.entry(*node).or_default() += 1;
         }
-        if let Some(node) = group.replicas.first() {
+        if let Some(node) = group.settled().first() {
             *primaries.entry(*node).or_default() += 1;
         }
     }
@@ -75,7 +75,7 @@ fn candidates<'a>(map: &'a ClusterMap, liveness: &LivenessView) -> Vec<Candidate
     let usable = map
         .nodes
         .values()
-        .filter(|node| state(node.id) != Liveness::Dead);
+        .filter(|node| node.state.is_active() && state(node.id) != Liveness::Dead);
     let candidate = |node: &'a crate::control::NodeRecord| Candidate {
         node: node.id,
         zone: &node.zone,

@@ -1,74 +1,36 @@
-//! `engram cluster status|nodes|partitions` and `engram verify`.
+//! Looking at a cluster: `status`, `nodes`, `partitions`, `conflicts`.
 
-use clap::{Args, Subcommand};
 use engram_client::{Client, types as v1};
 use serde_json::{Value, json};
 
-use super::bulk::progress::thousands;
-use super::context::ClientArgs;
-use super::failure::{Exit, Failure};
-use super::output::{hex, partition_json, table};
+use crate::cli::bulk::progress::thousands;
+use crate::cli::context::ClientArgs;
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::output::{hex, partition_json, table};
 
-#[derive(Clone, Debug, Args)]
-pub struct ClusterArgs {
-    #[command(subcommand)]
-    pub command: ClusterCommand,
+pub async fn partitions(
+    client: &Client,
+    args: &ClientArgs,
+    space: Option<&str>,
+) -> Result<Exit, Failure> {
+    let partitions = client.partitions(space).await?;
+    let list: Vec<Value> = partitions.iter().map(partition_json).collect();
+    let value = json!({ "partitions": list });
+    args.output.print(&value, || partition_table(&partitions))?;
+    Ok(Exit::Ok)
 }
 
-#[derive(Clone, Debug, Subcommand)]
-pub enum ClusterCommand {
-    /// The cluster at a glance
-    Status,
-    /// Every node: address, liveness, replicas, primaries
-    Nodes,
-    /// Every partition: slots, primary, replicas and how far they are
-    Partitions {
-        /// Only this space
-        space: Option<String>,
-    },
-    /// Changes of associations that came too late to be decided, the newest first
-    Conflicts {
-        /// Name of the space
-        space: String,
-        /// At most so many of each partition
-        #[arg(long, default_value_t = 100)]
-        limit: u32,
-    },
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct VerifyArgs {
-    /// Name of the space
-    pub space: String,
-    /// Also recompute the digests of records from disk
-    #[arg(long)]
-    pub deep: bool,
-}
-
-pub async fn run(args: &ClusterArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
-    let client = client_args.connect()?;
-    match &args.command {
-        ClusterCommand::Status => status(&client, client_args).await,
-        ClusterCommand::Nodes => nodes(&client, client_args).await,
-        ClusterCommand::Partitions { space } => {
-            let partitions = client.partitions(space.as_deref()).await?;
-            let list: Vec<Value> = partitions.iter().map(partition_json).collect();
-            let value = json!({ "partitions": list });
-            client_args
-                .output
-                .print(&value, || partition_table(&partitions))?;
-            Ok(Exit::Ok)
-        }
-        ClusterCommand::Conflicts { space, limit } => {
-            let found = client.conflicts(space, *limit).await?;
-            let list: Vec<Value> = found.conflicts.iter().map(conflict_json).collect();
-            let value = json!({ "total": found.total, "conflicts": list });
-            client_args
-                .output
-                .print(&value, || conflict_table(&found))?;
-            Ok(Exit::Ok)
-        }
-    }
+pub async fn conflicts(
+    client: &Client,
+    args: &ClientArgs,
+    space: &str,
+    limit: u32,
+) -> Result<Exit, Failure> {
+    let found = client.conflicts(space, limit).await?;
+    let list: Vec<Value> = found.conflicts.iter().map(conflict_json).collect();
+    let value = json!({ "total": found.total, "conflicts": list });
+    args.output.print(&value, || conflict_table(&found))?;
+    Ok(Exit::Ok)
 }
 
 fn conflict_kind(conflict: &v1::EdgeConflict) -> &'static str {
@@ -133,7 +95,7 @@ fn conflict_table(found: &v1::ListConflictsResponse) -> String {
     table(&headings, rows)
 }
 
-async fn status(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
+pub async fn status(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
     let status = client.status().await?;
     let value = json!({
         "cluster_id": status.cluster_id,
@@ -151,7 +113,7 @@ async fn status(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-fn status_text(status: &v1::StatusResponse) -> String {
+pub fn status_text(status: &v1::StatusResponse) -> String {
     let mut lines = vec![
         format!("cluster         {}", status.cluster_id),
         format!(
@@ -197,7 +159,19 @@ pub fn liveness_name(liveness: v1::node::Liveness) -> &'static str {
     }
 }
 
-async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
+/// What an operator wants of a node.
+#[must_use]
+pub fn state_name(state: v1::NodeState) -> &'static str {
+    match state {
+        v1::NodeState::Unspecified => "unknown",
+        v1::NodeState::Active => "active",
+        v1::NodeState::Draining => "drained",
+        v1::NodeState::Maintenance => "maintenance",
+        v1::NodeState::Leaving => "leaving",
+    }
+}
+
+pub async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
     let nodes = client.nodes().await?;
     let list = nodes.iter().map(|node| {
         json!({
@@ -210,6 +184,7 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
             "replicas": node.replicas,
             "primaries": node.primaries,
             "version": node.version,
+            "state": state_name(node.state()),
         })
     });
     let value = json!({ "nodes": list.collect::<Vec<_>>() });
@@ -217,6 +192,7 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
         let headings = [
             ">NODE",
             "LIVENESS",
+            "STATE",
             "CLIENT",
             "PEER",
             "HTTP",
@@ -229,6 +205,7 @@ async fn nodes(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
             vec![
                 node.id.to_string(),
                 liveness_name(node.liveness()).to_owned(),
+                state_name(node.state()).to_owned(),
                 node.client_address.clone(),
                 node.peer_address.clone(),
                 node.http_address.clone(),
@@ -292,136 +269,9 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
     table(&headings, rows)
 }
 
-pub async fn verify(args: &VerifyArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
-    let answer = client_args
-        .connect()?
-        .verify(&args.space, args.deep)
-        .await?;
-    client_args
-        .output
-        .print(&verify_json(&answer), || verify_text(&args.space, &answer))?;
-    Ok(if answer.equal {
-        Exit::Ok
-    } else {
-        Exit::Negative
-    })
-}
-
-fn verify_json(answer: &v1::VerifyResponse) -> Value {
-    let replica = |replica: &v1::ReplicaDigests| {
-        json!({
-            "node": replica.node,
-            "agrees": replica.agrees,
-            "error": replica.error,
-            "log_hash": hex(&replica.log_hash),
-            "memory_digest": hex(&replica.memory_digest),
-            "edge_digest": hex(&replica.edge_digest),
-            "topology_digest": hex(&replica.topology_digest),
-            "generation": replica.generation,
-            "index_jobs": replica.index_jobs,
-        })
-    };
-    let partitions = answer.partitions.iter().map(|partition| {
-        json!({
-            "partition": partition.partition,
-            "sequence": partition.sequence,
-            "equal": partition.equal,
-            "replicas": partition.replicas.iter().map(replica).collect::<Vec<_>>(),
-        })
-    });
-    json!({ "equal": answer.equal, "partitions": partitions.collect::<Vec<_>>() })
-}
-
-/// A row per replica, then the verdict with every replica that disagrees by name.
-#[must_use]
-pub fn verify_text(space: &str, answer: &v1::VerifyResponse) -> String {
-    let headings = [
-        ">PARTITION",
-        ">SEQUENCE",
-        ">NODE",
-        "LOG",
-        "MEMORIES",
-        "EDGES",
-        "INDEX",
-        "VERDICT",
-    ];
-    let rows = answer.partitions.iter().flat_map(|partition| {
-        partition.replicas.iter().map(move |replica| {
-            let digest = |bytes: &[u8]| hex(&bytes[..bytes.len().min(6)]);
-            vec![
-                partition.partition.to_string(),
-                partition.sequence.to_string(),
-                replica.node.to_string(),
-                digest(&replica.log_hash),
-                digest(&replica.memory_digest),
-                digest(&replica.edge_digest),
-                digest(&replica.topology_digest),
-                verdict(replica),
-            ]
-        })
-    });
-    let mut text = table(&headings, rows);
-    if answer.equal {
-        let replicas: usize = answer.partitions.iter().map(|p| p.replicas.len()).sum();
-        text.push_str(&format!(
-            "\n\nEqual: all {replicas} replicas of {space} hold the same log, memories, edges and index."
-        ));
-        return text;
-    }
-    text.push_str("\n\nNOT equal:");
-    for partition in &answer.partitions {
-        for replica in partition.replicas.iter().filter(|replica| !replica.agrees) {
-            let (id, node) = (partition.partition, replica.node);
-            text.push_str(&format!(
-                "\n  partition {id}, node {node}: {}",
-                verdict(replica)
-            ));
-        }
-    }
-    text
-}
-
-fn verdict(replica: &v1::ReplicaDigests) -> String {
-    match (replica.agrees, replica.error.as_str()) {
-        (true, _) => "equal".to_owned(),
-        (false, "") => "DIFFERS".to_owned(),
-        (false, error) => format!("no digests: {error}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mismatch_names_the_replica() {
-        let replica = |node, agrees, error: &str| v1::ReplicaDigests {
-            node,
-            agrees,
-            error: error.into(),
-            ..Default::default()
-        };
-        let answer = v1::VerifyResponse {
-            equal: false,
-            partitions: vec![v1::PartitionVerification {
-                partition: 7,
-                sequence: 12,
-                equal: false,
-                replicas: vec![
-                    replica(1, true, ""),
-                    replica(2, false, ""),
-                    replica(3, false, "down"),
-                ],
-            }],
-        };
-        let text = verify_text("s", &answer);
-        assert!(text.contains("partition 7, node 2: DIFFERS"), "{text}");
-        assert!(
-            text.contains("partition 7, node 3: no digests: down"),
-            "{text}"
-        );
-        assert!(!text.contains("node 1:"), "{text}");
-    }
 
     #[test]
     fn a_cluster_in_trouble_says_what_to_try() {
