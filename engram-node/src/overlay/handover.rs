@@ -116,3 +116,63 @@ impl Overlays for Handover {
         self.router.seams().blocking(retire).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use engram_core::command::EdgeChange;
+    use engram_core::partition::{LocalChange, LocalError};
+    use engram_core::types::{
+        ActorId, ClientId, Hlc, MemoryId, PartitionId, Relation, RequestId, SlotRange, Unit,
+    };
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::control::ClusterMap;
+    use crate::routing::fakes::{Held, NoGroups, NoLinks, partition, system_seams};
+    use crate::routing::{Dialer, Groups, Here};
+
+    const GROUP: GroupId = GroupId(4);
+
+    fn change(counter: u64) -> LocalChange {
+        LocalChange {
+            request: RequestId {
+                client: ClientId([1; 16]),
+                counter,
+                index: 0,
+            },
+            retried: false,
+            stamp: Hlc(1),
+            from: MemoryId::new("a").unwrap(),
+            to: MemoryId::new("b").unwrap(),
+            relation: Relation::new("r").unwrap(),
+            change: EdgeChange::Contribute {
+                weight: Unit::ONE,
+                confidence: Unit::ONE,
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_goes_takes_no_more_changes_and_keeps_what_it_holds_to_hand_over() {
+        let (_, map) = watch::channel(Arc::new(ClusterMap::default()));
+        let replica = partition(PartitionId(3), SlotRange::ALL);
+        let (seams, groups): (_, Arc<dyn Groups>) = (system_seams(), Arc::new(NoGroups));
+        let held = Arc::new(Held(vec![(GROUP, Arc::clone(&replica))]));
+        let (node, others) = (NodeId(1), Arc::new(NoLinks));
+        let here = Here::new(seams.clone(), node, map.clone(), Arc::clone(&groups), held);
+        let remote = Arc::new(Dialer::new(seams.clone(), others.clone()));
+        let handover = Handover {
+            router: Router::new(seams, map, groups, remote, here),
+            links: others,
+            cluster: [1; 16],
+        };
+        let actor = ActorId([7; 16]);
+        assert!(replica.accept_local(actor, &[change(1)]).is_ok());
+        handover.retire(GROUP).await;
+        let refused = replica.accept_local(actor, &[change(2)]);
+        assert!(matches!(refused, Err(LocalError::Dropped { .. })));
+        assert_eq!(replica.adoptable(10, usize::MAX).len(), 1);
+        let refused = handover.push(GROUP, NodeId(9)).await;
+        assert!(refused.is_err(), "nobody confirmed it");
+    }
+}
