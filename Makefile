@@ -42,6 +42,11 @@ test: bootstrap ## unit, property, model and cluster tests
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
 
+test-long: bootstrap ## properties on fifty times as many cases, and the long simulations
+	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
+	  --package engram-core --lib -- edges:: partition::tests::converge
+	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
+
 test-cluster: bootstrap ## tests with real processes only: kills, moves, growth and shrinkage
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run $(SELECT) --test cluster --test moves --test kill $(ARGS); \

@@ -220,6 +220,31 @@ impl Client {
         Ok(answer.partitions)
     }
 
+    /// Changes of associations that came too late to be decided: the newest of each partition, up
+    /// to `limit` (0: 100).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn conflicts(
+        &self,
+        space: &str,
+        limit: u32,
+    ) -> Result<v1::ListConflictsResponse, Error> {
+        let request = v1::ListConflictsRequest {
+            space: space.to_owned(),
+            limit,
+        };
+        let call = Call::read("list conflicts", Route::Any);
+        self.call(
+            call,
+            |_| request.clone(),
+            |channel, request| async move {
+                crate::call::cluster(channel).list_conflicts(request).await
+            },
+        )
+        .await
+    }
+
     /// Compares the digests of every replica, per partition at one sequence. `deep` also
     /// recomputes the digests of records from disk.
     ///

@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::{
-    ClientId, EdgeContext, Embedding, Hlc, MarkId, MemoryId, OverlayDot, PropertyValue, Relation,
-    RequestId, Sequence, SlotRange, SpaceConfig, Unit,
+    ClientId, EdgeContext, EdgeKey, Embedding, Hlc, MarkId, MemoryId, OverlayDot, PropertyValue,
+    Relation, RequestId, Sequence, SlotRange, SpaceConfig, Unit,
 };
 
 /// One entry of a partition's log. Each applied command, whatever its outcome, takes one sequence.
@@ -23,6 +23,12 @@ pub enum PartitionCommand {
     Write(Write),
     /// Overlay deltas that the primary brings into the log.
     Adopt { deltas: Vec<OverlayDelta> },
+    /// Contributions of these edges that every replica has passed become sums. The frontier is the
+    /// log's context at a sequence that all of them have reached.
+    Fold {
+        frontier: EdgeContext,
+        edges: Vec<EdgeKey>,
+    },
     /// Every replica notes its digests at this point, under this mark.
     Mark { mark: MarkId },
     /// The last command: the partition and all its state go away.

@@ -8,6 +8,8 @@
 //! What must hold: two replicas that applied the same commands have equal digests, whatever CPU,
 //! thread count, restart history or storage backend they ran on.
 
+#[cfg(test)]
+mod cases;
 pub mod command;
 pub mod edges;
 pub mod embedded;

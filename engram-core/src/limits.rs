@@ -54,6 +54,12 @@ pub const REQUESTS_PER_CLIENT: usize = 1_024;
 pub const CLIENTS_PER_PARTITION: usize = 65_536;
 /// Verification marks whose digests a partition keeps.
 pub const MARKS_KEPT: usize = 64;
+/// Conflicts of edges that a partition keeps for its report.
+pub const CONFLICTS_KEPT: u64 = 1_024;
+/// Edges that one log entry folds.
+pub const EDGES_PER_FOLD_MAX: usize = 1_024;
+/// Estimated size of the edge changes that a replica holds beside the log of one partition, in bytes.
+pub const OVERLAY_BYTES_MAX: usize = 256 << 20;
 /// Longest filter expression, in bytes, and its deepest nesting.
 pub const FILTER_BYTES_MAX: usize = 4_096;
 pub const FILTER_DEPTH_MAX: usize = 32;

@@ -14,6 +14,7 @@ pub mod demo;
 pub mod http;
 pub mod liveness;
 pub mod membership;
+pub mod overlay;
 pub mod placement;
 pub mod replica;
 pub mod routing;

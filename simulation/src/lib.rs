@@ -6,10 +6,12 @@
 //! answers. What fails is made smaller by [`shrink`]. The binary `simulate` does this for many seeds.
 //!
 //! [`replicas`] holds the replicas of one partition around a given log, without consensus: small, and
-//! exhaustive about crashes between two commands.
+//! exhaustive about crashes between two commands. [`gossip`] holds membership and the exchange of edge
+//! changes in clusters of hundreds of nodes, in virtual time.
 //!
 //! What must hold: a seed run twice gives the same trace, on any machine.
 
+pub mod gossip;
 pub mod history;
 pub mod invariant;
 mod libc_seam;

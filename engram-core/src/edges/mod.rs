@@ -16,7 +16,7 @@ mod value;
 
 pub use decay::decay_factor;
 pub use record::{EdgeRecord, RecordError, digest};
-pub use state::{Base, Conflict, Contribution, EdgeState, Effect, Removal};
+pub use state::{Base, Conflict, Contribution, EdgeState, Effect, FoldMark, Removal};
 pub use value::{EdgeValue, visible};
 
 #[cfg(test)]

@@ -73,6 +73,9 @@ impl EdgeState {
         {
             return Err("the base weighs more than 1");
         }
+        if self.base.as_ref().is_some_and(|base| !base.is_possible()) {
+            return Err("the base is of nothing, or from the future");
+        }
         let covered = |dot| {
             self.removals
                 .values()

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::planted;
-use crate::types::{Dot, EdgeContext, Hlc, RequestId, Unit};
+use crate::types::{Dot, EdgeContext, Hlc, PartitionId, RequestId, Sequence, Unit};
 
 /// One observation of an edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,20 +59,33 @@ pub struct Removal {
 }
 
 /// Contributions that were folded into sums by a logged command.
+///
+/// The frontier is kept as a sequence: the context of a removal is the log's context at its
+/// issuer, perhaps with dots of its edge on top, so one that has reached the sequence has seen all
+/// that was in the log by then. With it a base takes less than 40 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Base {
-    /// The mark of the folding command: the identity of this base when states are joined.
-    pub dot: Dot,
+    /// With `folded`, the mark of the folding command: the identity of this base when states are
+    /// joined.
+    partition: PartitionId,
+    folded: Sequence,
+    /// How far the frontier was behind the folding command.
+    lag: u64,
     pub sum_wc: u128,
     pub sum_c: u128,
     /// Contributions counted in the sums.
     pub count: u64,
     pub newest: Hlc,
-    /// Every swallowed contribution is covered by it. A removal that covers it removes the base.
-    pub frontier: EdgeContext,
     /// Swallowed requests of which a second attempt is known: a later twin of theirs is not
     /// counted.
     pub swallowed_marked: BTreeSet<RequestId>,
+}
+
+/// The place of a folding command in its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoldMark {
+    pub partition: PartitionId,
+    pub sequence: Sequence,
 }
 
 /// What the state keeps of one edge. Equal states have equal encodings, whatever led to them.
@@ -106,6 +119,8 @@ pub enum Conflict {
         request: RequestId,
         counted: bool,
     },
+    /// A delta came under the dot of another one: never merged. Something reuses dots.
+    DotReused { dot: Dot },
 }
 
 /// Whether everything in `part` is in `whole`.
@@ -193,7 +208,7 @@ impl EdgeState {
             ..Effect::default()
         };
         if let Some(base) = &self.base {
-            if covers_context(&removal.context, &base.frontier) {
+            if base.is_covered_by(&removal.context) {
                 self.base = None;
                 effect.changed = true;
             } else {
@@ -217,7 +232,7 @@ impl EdgeState {
     pub fn adopt(&mut self, delta: &OverlayDelta, log_context: &EdgeContext) -> Effect {
         let dot = Dot::Overlay(delta.dot);
         if log_context.covers(&dot) {
-            return Effect::default();
+            return self.met_again(dot, delta);
         }
         let mut effect = match &delta.change {
             EdgeChange::Contribute { .. } => contribution_of(delta)
@@ -240,6 +255,16 @@ impl EdgeState {
             effect.changed |= self.prune(&grown);
         }
         effect
+    }
+
+    /// A dot that the log has already. What it marked may be gone; if it is here, it is the same.
+    fn met_again(&self, dot: Dot, delta: &OverlayDelta) -> Effect {
+        let held = self.contributions.get(&dot);
+        let reused = held.is_some_and(|held| contribution_of(delta).as_ref() != Some(held));
+        Effect {
+            changed: false,
+            conflict: reused.then_some(Conflict::DotReused { dot }),
+        }
     }
 
     /// Drops removals that have met all they cover; true when there was one.
@@ -276,32 +301,45 @@ impl EdgeState {
     }
 
     fn join_base(&mut self, context: &EdgeContext, other: &Self, other_context: &EdgeContext) {
-        let other_dot = other.base.as_ref().map(|base| base.dot);
+        let other_dot = other.base.as_ref().map(Base::dot);
         if let Some(base) = &self.base
-            && other_dot != Some(base.dot)
-            && other_context.covers(&base.dot)
+            && other_dot != Some(base.dot())
+            && other_context.covers(&base.dot())
         {
             self.base = None;
         }
         if let Some(base) = &other.base
-            && !context.covers(&base.dot)
+            && !context.covers(&base.dot())
         {
             self.base = Some(base.clone());
         }
     }
 
-    /// Folds the contributions that a stable frontier covers into the base. `dot` marks the
-    /// folding command. The value is the same before and after. True when there was anything to
-    /// fold; a base keeps its frontier when there was not.
+    /// How many contributions folding under this frontier would take in, twins included.
+    #[must_use]
+    pub fn foldable(&self, frontier: &EdgeContext) -> usize {
+        let dots = self.contributions.keys();
+        dots.filter(|held| frontier.covers(held)).count()
+    }
+
+    /// Folds the contributions that a stable frontier covers into the base. The value is the same
+    /// before and after. True when there was anything to fold; a base keeps its frontier when there
+    /// was not.
     ///
-    /// The frontier is stable when every current replica's log context covers it.
-    pub fn fold(&mut self, dot: Dot, frontier: &EdgeContext) -> bool {
-        if !self.contributions.keys().any(|held| frontier.covers(held)) {
+    /// The frontier is the log's context at a sequence that every current replica has passed.
+    ///
+    /// # Panics
+    /// When the frontier is not behind the folding command.
+    pub fn fold(&mut self, mark: FoldMark, frontier: &EdgeContext) -> bool {
+        assert!(
+            frontier.sequence < mark.sequence,
+            "a frontier lies behind the command that folds under it"
+        );
+        if self.foldable(frontier) == 0 {
             return false;
         }
-        let mut base = self.base.take().unwrap_or_else(|| Base::empty(dot));
-        base.dot = dot;
-        base.frontier.join(frontier);
+        let mut base = self.base.take().unwrap_or_else(|| Base::empty(mark));
+        base.advance(mark, frontier.sequence);
         let before = std::mem::take(&mut self.contributions);
         // Requests to fold, each with whether a second attempt of it is known.
         let mut folded: BTreeMap<RequestId, bool> = BTreeMap::new();
@@ -335,16 +373,52 @@ impl EdgeState {
 }
 
 impl Base {
-    fn empty(dot: Dot) -> Self {
+    fn empty(mark: FoldMark) -> Self {
         Self {
-            dot,
+            partition: mark.partition,
+            folded: mark.sequence,
+            lag: mark.sequence.0,
             sum_wc: 0,
             sum_c: 0,
             count: 0,
             newest: Hlc::default(),
-            frontier: EdgeContext::default(),
             swallowed_marked: BTreeSet::new(),
         }
+    }
+
+    /// Under the mark of another command and, if it lies further, its frontier.
+    fn advance(&mut self, mark: FoldMark, frontier: Sequence) {
+        let frontier = self.frontier().max(frontier);
+        self.partition = mark.partition;
+        self.folded = mark.sequence;
+        self.lag = mark.sequence.0.saturating_sub(frontier.0);
+    }
+
+    /// The mark of the last folding command.
+    #[must_use]
+    pub fn dot(&self) -> Dot {
+        Dot::Log {
+            partition: self.partition,
+            sequence: self.folded,
+            index: 0,
+        }
+    }
+
+    /// Every swallowed contribution was in the log at this sequence.
+    #[must_use]
+    pub fn frontier(&self) -> Sequence {
+        Sequence(self.folded.0.saturating_sub(self.lag))
+    }
+
+    /// What no folding can make false.
+    pub(super) fn is_possible(&self) -> bool {
+        self.count > 0 && (1..=self.folded.0).contains(&self.lag)
+    }
+
+    /// Whether a removal with this context removes the base.
+    #[must_use]
+    pub fn is_covered_by(&self, context: &EdgeContext) -> bool {
+        context.sequence >= self.frontier()
     }
 
     fn add(&mut self, contribution: &Contribution) {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decay::decay_factor;
-use super::state::{Base, Contribution, EdgeState, contribution_of, covers_context};
+use super::state::{Base, Contribution, EdgeState, contribution_of};
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::types::{Decay, Dot, EdgeContext, Hlc, Unit};
 
@@ -126,11 +126,7 @@ pub fn visible(
         );
     }
     live.sort_unstable_by_key(|(dot, _)| *dot);
-    let base = log_base.filter(|base| {
-        !removers
-            .iter()
-            .any(|context| covers_context(context, &base.frontier))
-    });
+    let base = log_base.filter(|base| !removers.iter().any(|context| base.is_covered_by(context)));
     count_once(live.iter().map(|(_, contribution)| contribution), base)
 }
 

@@ -12,6 +12,7 @@
 //! metadata  02 p 05 mark(8)                       digests at a verification mark
 //! metadata  02 p 06                               overlay dots that the log has adopted
 //! metadata  02 p 07                               a snapshot is being installed
+//! metadata  02 p 08 number(8)                     conflict that folding left undecided
 //! memories  p h                                   memory record
 //! vectors   p v                                   embedding
 //! edges     p 00 h(from) h(to) relation           edge state
@@ -45,6 +46,7 @@ const REQUEST: u8 = 0x04;
 const MARK: u8 = 0x05;
 const ADOPTED: u8 = 0x06;
 const INSTALLING: u8 = 0x07;
+const CONFLICT: u8 = 0x08;
 
 const EDGE: u8 = 0x00;
 const REVERSE: u8 = 0x01;
@@ -204,6 +206,17 @@ pub fn installing(partition: PartitionId) -> Vec<u8> {
     metadata(partition, INSTALLING, &[])
 }
 
+/// Conflicts are numbered from 1 in the order of the log.
+#[must_use]
+pub fn conflict(partition: PartitionId, number: u64) -> Vec<u8> {
+    metadata(partition, CONFLICT, &[&number.to_be_bytes()])
+}
+
+#[must_use]
+pub fn conflicts(partition: PartitionId) -> KeyRange {
+    KeyRange::of_prefix(metadata(partition, CONFLICT, &[]))
+}
+
 #[must_use]
 pub fn memory(partition: PartitionId, hash: MemoryHash) -> Vec<u8> {
     join(&[&partition.0.to_be_bytes(), &hash.0])
@@ -279,7 +292,7 @@ pub fn all_source_removals(partition: PartitionId) -> KeyRange {
     KeyRange::of_prefix(edges(partition, SOURCE_REMOVALS, &[]))
 }
 
-/// The last eight bytes of a key as a number: a vector id, a generation, a mark, a counter.
+/// The last eight bytes of a key as a number: a vector id, a generation, a mark, a counter, a conflict.
 #[must_use]
 pub fn parse_number(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>()

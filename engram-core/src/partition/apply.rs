@@ -6,7 +6,9 @@
 //! means that nothing of the command happened.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use super::overlay::Received;
 use super::record::{MarkRecord, MemoryRecord, RequestRecord};
 use super::requests::{Admission, TableChange};
 use super::step::Step;
@@ -104,10 +106,14 @@ impl Partition {
             PartitionCommand::Write(write) => {
                 (outcomes, table) = apply_write(&mut step, write, &applier)?
             }
-            PartitionCommand::Adopt { deltas } => apply_adopt(&mut step, deltas)?,
+            PartitionCommand::Adopt { deltas } => {
+                self.count_reused_dots(deltas);
+                apply_adopt(&mut step, deltas)?;
+            }
+            PartitionCommand::Fold { frontier, edges } => step.fold(frontier, edges)?,
             PartitionCommand::Mark { mark: id } => mark = Some(*id),
         }
-        step.finish()?;
+        step.finish(applier.conflicts)?;
         let generation = applier.generation_due(&step);
         if let Some(generation) = &generation {
             let key = keys::generation(self.id, generation.number);
@@ -122,6 +128,16 @@ impl Partition {
             durability,
         };
         self.publish(step, &mut applier, effects)
+    }
+
+    /// The log's change is the one that counts; that this replica held another is an alarm.
+    fn count_reused_dots(&self, deltas: &[OverlayDelta]) {
+        let published = self.published.read();
+        let reused =
+            |delta: &&OverlayDelta| published.overlay.classify(delta) == Received::Conflict;
+        let count = deltas.iter().filter(reused).count();
+        self.overlay_conflicts
+            .fetch_add(count as u64, Ordering::Relaxed);
     }
 
     /// Writes the batch and shows it, as one step to every reader.
@@ -151,6 +167,8 @@ impl Partition {
         self.storage
             .write(std::mem::take(&mut step.batch), durability)?;
         applier.requests.commit(&table);
+        applier.conflicts += step.conflicts.len() as u64;
+        published.conflicts = applier.conflicts;
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
             published.last_kill = step.sequence();
@@ -506,5 +524,5 @@ fn apply_adopt(step: &mut Step<'_>, deltas: &[OverlayDelta]) -> Result<(), Stora
     for delta in deltas {
         step.adopt(delta)?;
     }
-    step.settle_source_removals()
+    Ok(())
 }

@@ -1,15 +1,18 @@
 //! Edge changes beside the log: accepted here, or received from another replica (ADR 0003).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use super::Partition;
-use super::overlay::Received;
+use super::overlay::{OverlayStats, Received, edge_of};
+use super::{Partition, Published};
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::keys;
+use crate::limits;
 use crate::planted;
 use crate::storage::{Batch, Durability, Family, StorageError};
 use crate::types::{
-    ActorId, Hlc, MemoryId, OverlayContext, OverlayDot, PartitionId, Relation, RequestId,
+    ActorId, EdgeContext, EdgeKey, Hlc, MemoryHash, MemoryId, OverlayContext, OverlayDot,
+    PartitionId, Relation, RequestId, Sequence,
 };
 
 /// A change to be accepted at this replica alone.
@@ -22,7 +25,22 @@ pub struct LocalChange {
     pub from: MemoryId,
     pub to: MemoryId,
     pub relation: Relation,
+    /// The context of a removal is filled in where it is accepted; what it says here is passed
+    /// over.
     pub change: EdgeChange,
+}
+
+/// Where a replica is, for the others of its partition.
+///
+/// What must hold: a removal that this replica issued and that is not in `seen` carries a context
+/// that has reached `sequence`. On that rests the frontier of folding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaPosition {
+    pub sequence: Sequence,
+    /// Overlay dots in the log or beside it.
+    pub seen: OverlayContext,
+    /// Of the changes beside the log: replicas with equal `sequence` and `seen` have it equal too.
+    pub held_digest: u128,
 }
 
 /// Why changes were not accepted. Nothing of them was kept.
@@ -37,6 +55,14 @@ pub enum LocalError {
     },
     #[error("partition {partition} was dropped")]
     Dropped { partition: PartitionId },
+    #[error(
+        "partition {partition} holds {bytes} bytes of edge changes that no majority has taken yet, the most is {}",
+        limits::OVERLAY_BYTES_MAX
+    )]
+    Full {
+        partition: PartitionId,
+        bytes: usize,
+    },
 }
 
 /// What came of deltas from another replica.
@@ -71,10 +97,17 @@ impl Partition {
         let mut fresh = Vec::new();
         {
             let published = self.published.read();
+            self.check_room(published.overlay.stats().bytes)?;
             let mut n = published.overlay.next_n(actor);
             for change in changes {
                 self.check_source(&change.from, published.state.slots)?;
-                let delta = change.delta(OverlayDot { actor, n });
+                let mut delta = change.delta(OverlayDot { actor, n });
+                let key = edge_of(&delta);
+                if let EdgeChange::Remove { context } = &mut delta.change {
+                    *context = published.edge_context(&key);
+                    let before = fresh.iter().filter(|other| edge_of(other) == key);
+                    before.for_each(|other: &OverlayDelta| context.overlay.insert(other.dot));
+                }
                 if let Some(held) = published.overlay.twin(&delta) {
                     accepted.push(held.clone());
                 } else {
@@ -86,6 +119,16 @@ impl Partition {
         }
         self.keep(fresh)?;
         Ok(accepted)
+    }
+
+    fn check_room(&self, bytes: usize) -> Result<(), LocalError> {
+        if bytes <= limits::OVERLAY_BYTES_MAX {
+            return Ok(());
+        }
+        Err(LocalError::Full {
+            partition: self.id,
+            bytes,
+        })
     }
 
     fn check_source(
@@ -113,10 +156,12 @@ impl Partition {
         let _writer = self.overlay_writer.lock();
         let mut received = ReceivedOverlay::default();
         let mut fresh: Vec<OverlayDelta> = Vec::new();
+        let mut places: BTreeMap<OverlayDot, usize> = BTreeMap::new();
         {
             let published = self.published.read();
+            self.check_room(published.overlay.stats().bytes)?;
             for delta in deltas {
-                let twice = fresh.iter().find(|other| other.dot == delta.dot);
+                let twice = places.get(&delta.dot).and_then(|place| fresh.get(*place));
                 match twice.map_or_else(
                     || published.overlay.classify(delta),
                     |other| same(other, delta),
@@ -130,7 +175,10 @@ impl Partition {
                     {
                         received.foreign += 1;
                     }
-                    Received::New => fresh.push(delta.clone()),
+                    Received::New => {
+                        places.insert(delta.dot, fresh.len());
+                        fresh.push(delta.clone());
+                    }
                 }
             }
         }
@@ -180,6 +228,11 @@ impl Partition {
         Ok(())
     }
 
+    #[must_use]
+    pub fn overlay_stats(&self) -> OverlayStats {
+        self.published.read().overlay.stats()
+    }
+
     /// Overlay dots seen here, in the log or beside it: what a peer need not send.
     #[must_use]
     pub fn overlay_context(&self) -> OverlayContext {
@@ -197,10 +250,50 @@ impl Partition {
         self.published.read().overlay.missing_from(peer, bytes_max)
     }
 
-    /// Changes that the log does not have yet, for the primary to propose.
+    /// Changes that the log does not have yet, for the primary to propose: the first in the order
+    /// of their dots, up to about `bytes_max`.
     #[must_use]
-    pub fn adoptable(&self, limit: usize) -> Vec<OverlayDelta> {
-        self.published.read().overlay.first(limit)
+    pub fn adoptable(&self, limit: usize, bytes_max: usize) -> Vec<OverlayDelta> {
+        self.published.read().overlay.first(limit, bytes_max)
+    }
+
+    /// See [`ReplicaPosition`]. Waits for local changes that are being written.
+    #[must_use]
+    pub fn position(&self) -> ReplicaPosition {
+        // A removal that is being accepted has its context already, and its dot not yet.
+        let _writer = self.overlay_writer.lock();
+        let published = self.published.read();
+        ReplicaPosition {
+            sequence: published.state.sequence,
+            seen: published.overlay.seen().clone(),
+            held_digest: published.overlay.digest(),
+        }
+    }
+
+    /// What a removal of this edge carries when it is issued here now: all that the log has, and
+    /// what is held beside it for this edge. Dots of other edges would make it wait for them.
+    #[must_use]
+    pub fn removal_context(&self, key: &EdgeKey) -> EdgeContext {
+        self.published.read().edge_context(key)
+    }
+
+    /// As [`Self::removal_context`], for all edges out of a memory.
+    #[must_use]
+    pub fn forget_context(&self, from: MemoryHash) -> EdgeContext {
+        let published = self.published.read();
+        let mut context = EdgeContext::clone(&published.log);
+        let beside = published.overlay.dots_of_source(from);
+        beside.for_each(|dot| context.overlay.insert(dot));
+        context
+    }
+}
+
+impl Published {
+    fn edge_context(&self, key: &EdgeKey) -> EdgeContext {
+        let mut context = EdgeContext::clone(&self.log);
+        let beside = self.overlay.dots_of_edge(key);
+        beside.for_each(|dot| context.overlay.insert(dot));
+        context
     }
 }
 

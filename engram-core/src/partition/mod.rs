@@ -18,6 +18,7 @@
 mod adjacency;
 mod apply;
 mod digest;
+mod folding;
 mod graph;
 mod local;
 mod open;
@@ -45,10 +46,13 @@ use roaring::RoaringTreemap;
 
 pub use adjacency::PartitionAdjacency;
 pub use apply::ApplyError;
+pub use folding::{FoldPage, FoldScan, NumberedConflict};
 pub use graph::{BuiltGraph, GraphError, GraphJob};
-pub use local::{LocalChange, LocalError, ReceivedOverlay};
+pub use local::{LocalChange, LocalError, ReceivedOverlay, ReplicaPosition};
 pub use open::{OpenError, PartitionOptions};
+pub use overlay::{OverlayStats, delta_bytes};
 pub use recall::{RecallHit, RecallQuery, Recalled};
+pub use record::ConflictRecord;
 pub use requests::RequestBounds;
 pub use scrub::{Digests, MarkDigests};
 pub use snapshot::{InstallError, PartitionSnapshot};
@@ -102,6 +106,8 @@ struct Published {
     log: Arc<EdgeContext>,
     overlay: Overlay,
     graph: GraphVersion,
+    /// Conflicts that the log has brought about so far.
+    conflicts: u64,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
     dropped: bool,
@@ -115,6 +121,8 @@ struct Applier {
     newest: Newest,
     /// Verification marks, in the order of the log.
     marks: VecDeque<MarkId>,
+    /// How many there were: the number of the last one.
+    conflicts: u64,
 }
 
 /// The newest generation, as far as the next one depends on it.
@@ -145,9 +153,15 @@ pub struct PartitionStatus {
     pub memory_digest: u128,
     pub edge_digest: u128,
     pub index: IndexStatus,
+    /// Edges of which some evidence was folded.
+    pub folded_edges: u64,
+    /// Changes that folding had made undecidable, over the partition's whole life.
+    pub edge_conflicts: u64,
     /// Overlay changes that the log does not have yet.
     pub overlay_deltas: usize,
-    /// Received overlay changes that carried the dot of another one: never merged, an alarm.
+    pub overlay: OverlayStats,
+    /// Overlay changes that came under the dot of another one, since this process started: never
+    /// merged, an alarm.
     pub overlay_conflicts: u64,
 }
 
@@ -172,7 +186,7 @@ impl Partition {
         self.published.read().state.slots
     }
 
-    /// Log sequence and overlay dots seen here: what a removal issued at this replica carries.
+    /// Log sequence and overlay dots seen here: what a session that reads here has seen.
     #[must_use]
     pub fn context(&self) -> EdgeContext {
         let published = self.published.read();
@@ -188,9 +202,10 @@ impl Partition {
 
     #[must_use]
     pub fn status(&self) -> PartitionStatus {
-        let (state, overlay_deltas) = {
+        let (state, overlay, edge_conflicts) = {
             let published = self.published.read();
-            (Arc::clone(&published.state), published.overlay.len())
+            let overlay = published.overlay.stats();
+            (Arc::clone(&published.state), overlay, published.conflicts)
         };
         PartitionStatus {
             sequence: state.sequence,
@@ -200,7 +215,10 @@ impl Partition {
             memory_digest: state.memory_digest,
             edge_digest: state.edge_digest,
             index: self.index.status(),
-            overlay_deltas,
+            folded_edges: state.folded_edges,
+            edge_conflicts,
+            overlay_deltas: overlay.deltas,
+            overlay,
             overlay_conflicts: self.overlay_conflicts.load(Ordering::Relaxed),
         }
     }

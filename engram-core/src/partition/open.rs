@@ -19,7 +19,7 @@ use crate::index::{
 };
 use crate::kernel::Kernel;
 use crate::keys;
-use crate::storage::{Batch, Family, Reader, Storage, StorageError};
+use crate::storage::{Batch, Family, Order, Reader, Storage, StorageError};
 use crate::types::{
     EdgeContext, MarkId, OverlayContext, PartitionId, Sequence, SlotRange, SpaceConfig,
 };
@@ -125,6 +125,7 @@ impl Partition {
             edge_digest: 0,
             memories: 0,
             edges: 0,
+            folded_edges: 0,
             next_vector: 0,
             dropped_client: None,
         };
@@ -139,6 +140,7 @@ impl Partition {
             newest: Newest::from(&generation),
             oldest: generation.number,
             marks: VecDeque::new(),
+            conflicts: 0,
             adopted: OverlayContext::default(),
             overlay: Overlay::new(OverlayContext::default()),
             state,
@@ -195,6 +197,7 @@ struct Parts {
     newest: Newest,
     oldest: u64,
     marks: VecDeque<MarkId>,
+    conflicts: u64,
 }
 
 impl Parts {
@@ -204,6 +207,7 @@ impl Parts {
             alive,
             newest,
             marks,
+            conflicts,
             ..
         } = self;
         let published = Published {
@@ -216,6 +220,7 @@ impl Parts {
             state: Arc::new(self.state),
             overlay: self.overlay,
             graph: GraphVersion::default(),
+            conflicts,
             dropped: false,
         };
         Arc::new(Partition {
@@ -227,6 +232,7 @@ impl Parts {
                 alive,
                 newest,
                 marks,
+                conflicts,
             }),
             overlay_writer: Mutex::new(()),
             published: RwLock::new(published),
@@ -286,6 +292,7 @@ impl Parts {
         Ok(Self {
             overlay: load_overlay(reader, id, &adopted)?,
             marks: load_marks(reader, id)?,
+            conflicts: load_conflicts(reader, id)?,
             state,
             adopted,
             index,
@@ -376,6 +383,21 @@ fn load_marks(reader: &dyn Reader, id: PartitionId) -> Result<VecDeque<MarkId>, 
     }
     noted.sort_unstable();
     Ok(noted.into_iter().map(|(_, mark)| mark).collect())
+}
+
+/// How many conflicts there ever were: the number of the last one.
+fn load_conflicts(reader: &dyn Reader, id: PartitionId) -> Result<u64, StorageError> {
+    let range = keys::conflicts(id);
+    let mut records = reader.scan(
+        Family::Metadata,
+        &range.start,
+        &range.end,
+        Order::Descending,
+    );
+    let Some(entry) = records.next() else {
+        return Ok(0);
+    };
+    keys::parse_number(&entry?.0).ok_or_else(|| read::bad_key("a conflict"))
 }
 
 /// What this replica holds beside the log. What the log has adopted since it was written (a

@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::command::OverlayDelta;
+use crate::keys;
 use crate::planted;
-use crate::types::{ActorId, EdgeKey, MemoryHash, OverlayContext, OverlayDot};
+use crate::types::{ActorId, EdgeKey, Hlc, MemoryHash, OverlayContext, OverlayDot};
 
 /// Copied on write, in this many parts each way, so that a change under a reader copies little.
 const SHARDS: usize = 64;
@@ -94,6 +95,22 @@ pub struct Overlay {
     view: OverlayView,
     /// The edge that each dot held here changes.
     held: BTreeMap<OverlayDot, Arc<EdgeKey>>,
+    /// How many of the held changes have each stamp.
+    stamps: BTreeMap<Hlc, u32>,
+    /// Estimated size of the held changes.
+    bytes: usize,
+    /// Sum mod 2^128 over the held changes: equal on replicas that hold the same.
+    digest: u128,
+}
+
+/// The overlay of one replica in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverlayStats {
+    pub deltas: usize,
+    /// Estimated.
+    pub bytes: usize,
+    /// When the oldest of them was made.
+    pub oldest: Option<Hlc>,
 }
 
 impl Overlay {
@@ -107,7 +124,34 @@ impl Overlay {
         Self {
             view: OverlayView(Arc::new(tables)),
             held: BTreeMap::new(),
+            stamps: BTreeMap::new(),
+            bytes: 0,
+            digest: 0,
         }
+    }
+
+    pub fn stats(&self) -> OverlayStats {
+        OverlayStats {
+            deltas: self.held.len(),
+            bytes: self.bytes,
+            oldest: self.stamps.keys().next().copied(),
+        }
+    }
+
+    /// Of what is held, whatever order it came in.
+    pub fn digest(&self) -> u128 {
+        self.digest
+    }
+
+    /// Dots held here that change this edge.
+    pub fn dots_of_edge(&self, key: &EdgeKey) -> impl Iterator<Item = OverlayDot> {
+        self.view.of_edge(key).iter().map(|delta| delta.dot)
+    }
+
+    /// Dots held here that change any edge out of this memory.
+    pub fn dots_of_source(&self, from: MemoryHash) -> impl Iterator<Item = OverlayDot> {
+        let edges = self.view.out_edges(from);
+        edges.flat_map(move |key| self.dots_of_edge(key))
     }
 
     pub fn view(&self) -> OverlayView {
@@ -116,10 +160,6 @@ impl Overlay {
 
     pub fn seen(&self) -> &OverlayContext {
         self.view.seen()
-    }
-
-    pub fn len(&self) -> usize {
-        self.held.len()
     }
 
     /// The next number of an actor whose changes are all made here.
@@ -160,6 +200,9 @@ impl Overlay {
     /// Takes in a change that is on disk.
     pub fn insert(&mut self, delta: OverlayDelta) {
         let (dot, key) = (delta.dot, edge_of(&delta));
+        self.bytes += delta_bytes(&delta);
+        self.digest = self.digest.wrapping_add(delta_digest(&delta));
+        *self.stamps.entry(delta.stamp).or_default() += 1;
         let tables = Arc::make_mut(&mut self.view.0);
         tables.seen.insert(dot);
         let targets = Arc::make_mut(&mut tables.by_target[shard(key.to)]);
@@ -185,8 +228,22 @@ impl Overlay {
         for dot in dots {
             let tables = Arc::make_mut(&mut self.view.0);
             tables.seen.insert(*dot);
-            if let Some(key) = self.held.remove(dot) {
-                tables.remove(&key, *dot);
+            let Some(key) = self.held.remove(dot) else {
+                continue;
+            };
+            if let Some(delta) = tables.remove(&key, *dot) {
+                self.uncount(&delta);
+            }
+        }
+    }
+
+    fn uncount(&mut self, delta: &OverlayDelta) {
+        self.bytes = self.bytes.saturating_sub(delta_bytes(delta));
+        self.digest = self.digest.wrapping_sub(delta_digest(delta));
+        if let Some(count) = self.stamps.get_mut(&delta.stamp) {
+            *count -= 1;
+            if *count == 0 {
+                self.stamps.remove(&delta.stamp);
             }
         }
     }
@@ -205,29 +262,24 @@ impl Overlay {
         fitting.cloned().collect()
     }
 
-    /// The first changes in the order of their dots.
-    pub fn first(&self, limit: usize) -> Vec<OverlayDelta> {
-        self.held
-            .keys()
-            .take(limit)
-            .filter_map(|dot| self.get(*dot))
-            .cloned()
-            .collect()
+    /// The first changes in the order of their dots, up to `bytes_max` of estimated size.
+    pub fn first(&self, limit: usize, bytes_max: usize) -> Vec<OverlayDelta> {
+        let nothing = OverlayContext::default();
+        let mut first = self.missing_from(&nothing, bytes_max);
+        first.truncate(limit);
+        first
     }
 }
 
 impl Tables {
-    fn remove(&mut self, key: &EdgeKey, dot: OverlayDot) {
+    fn remove(&mut self, key: &EdgeKey, dot: OverlayDot) -> Option<OverlayDelta> {
         let sources = Arc::make_mut(&mut self.by_source[shard(key.from)]);
-        let Some(edges) = sources.get_mut(&key.from) else {
-            return;
-        };
-        let Some(of_edge) = edges.get_mut(key) else {
-            return;
-        };
-        Arc::make_mut(of_edge).retain(|held| held.dot != dot);
+        let edges = sources.get_mut(&key.from)?;
+        let of_edge = edges.get_mut(key)?;
+        let place = of_edge.iter().position(|held| held.dot == dot)?;
+        let removed = Arc::make_mut(of_edge).remove(place);
         if !of_edge.is_empty() {
-            return;
+            return Some(removed);
         }
         edges.remove(key);
         if edges.is_empty() {
@@ -240,11 +292,17 @@ impl Tables {
                 targets.remove(&key.to);
             }
         }
+        Some(removed)
     }
 }
 
-/// Roughly what a delta takes on the wire.
-fn delta_bytes(delta: &OverlayDelta) -> usize {
+/// First 16 bytes of BLAKE3 over the record of a change.
+fn delta_digest(delta: &OverlayDelta) -> u128 {
+    crate::partition::digest::of_record(&[], &keys::encode(delta), &[])
+}
+
+/// Roughly what a delta takes on the wire, and in memory.
+pub fn delta_bytes(delta: &OverlayDelta) -> usize {
     const FIXED: usize = 96;
     FIXED + delta.from.as_str().len() + delta.to.as_str().len() + delta.relation.as_str().len()
 }

@@ -4,8 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::OpOutcome;
+use crate::edges::Conflict;
 use crate::index::{IndexPosition, VectorId};
-use crate::types::{ClientId, EdgeContext, Memory, MemoryHash, Sequence, SlotRange, SpaceConfig};
+use crate::types::{
+    ClientId, EdgeContext, EdgeKey, Memory, MemoryHash, MemoryId, Sequence, SlotRange, SpaceConfig,
+};
 
 /// What is always there, rewritten by every command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,8 @@ pub struct StateRecord {
     pub memories: u64,
     /// Edges with evidence in the log.
     pub edges: u64,
+    /// Edges of which some evidence was folded.
+    pub folded_edges: u64,
     pub next_vector: u64,
     /// The greatest client that the request table ever dropped.
     pub dropped_client: Option<ClientId>,
@@ -69,6 +74,15 @@ pub struct MarkRecord {
     pub edge_digest: u128,
     /// The newest generation, and the jobs of it that the log had sealed.
     pub position: IndexPosition,
+}
+
+/// A change of an edge that folding had made undecidable. It was applied add-wins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConflictRecord {
+    pub sequence: Sequence,
+    pub edge: EdgeKey,
+    pub to: MemoryId,
+    pub conflict: Conflict,
 }
 
 /// Contexts under which all out-edges of a memory were removed, while they name overlay dots that

@@ -77,6 +77,7 @@ fn ranges(id: PartitionId) -> Vec<(Family, KeyRange)> {
                 end: keys::installing(id),
             },
         ),
+        (Family::Metadata, keys::conflicts(id)),
         (Family::Memories, records.clone()),
         (Family::Vectors, records),
         (Family::Edges, keys::all_edges(id)),

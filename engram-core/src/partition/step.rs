@@ -2,14 +2,15 @@
 //! command see the changes of those before them. Nothing is written and nothing in memory changes
 //! until the whole command went through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::digest;
-use super::record::{MemoryRecord, SourceRemovals, StateRecord, VectorRecord};
+use super::record::{ConflictRecord, MemoryRecord, SourceRemovals, StateRecord, VectorRecord};
 use super::touched::Touched;
 use crate::edges::EdgeRecord;
 use crate::index::VectorId;
 use crate::keys;
+use crate::limits;
 use crate::storage::{Batch, Family, Reader, StorageError};
 use crate::types::{Dot, EdgeContext, EdgeKey, MemoryHash, OverlayDot, PartitionId, Sequence};
 
@@ -30,6 +31,10 @@ pub struct Step<'a> {
     pub adopting: Vec<OverlayDot>,
     /// Memories that come, go, or whose out-edges change.
     pub graph_touched: Vec<MemoryHash>,
+    /// What folding made undecidable for this command, in its order.
+    pub conflicts: Vec<ConflictRecord>,
+    /// Edges among those touched that had a base before.
+    pub folded_before: BTreeSet<EdgeKey>,
     edge_changes: u32,
 }
 
@@ -63,6 +68,8 @@ impl<'a> Step<'a> {
             killed: Vec::new(),
             adopting: Vec::new(),
             graph_touched: Vec::new(),
+            conflicts: Vec::new(),
+            folded_before: BTreeSet::new(),
             edge_changes: 0,
         }
     }
@@ -151,7 +158,9 @@ impl<'a> Step<'a> {
     }
 
     /// Moves all changes into the batch, with the state record but for what the caller adds.
-    pub fn finish(&mut self) -> Result<(), StorageError> {
+    /// `conflicts_before` were reported by earlier commands.
+    pub fn finish(&mut self, conflicts_before: u64) -> Result<(), StorageError> {
+        self.write_conflicts(conflicts_before);
         self.write_memories()?;
         self.write_edges();
         self.write_removals();
@@ -170,6 +179,18 @@ impl<'a> Step<'a> {
                 .put(Family::Metadata, keys::adopted(self.partition), value);
         }
         Ok(())
+    }
+
+    /// Keeps the newest conflicts; the number of the last one says how many there ever were.
+    fn write_conflicts(&mut self, before: u64) {
+        for (number, record) in (before + 1..).zip(&self.conflicts) {
+            let key = keys::conflict(self.partition, number);
+            self.batch.put(Family::Metadata, key, keys::encode(record));
+            if number > limits::CONFLICTS_KEPT {
+                let old = keys::conflict(self.partition, number - limits::CONFLICTS_KEPT);
+                self.batch.delete(Family::Metadata, old);
+            }
+        }
     }
 
     fn write_memories(&mut self) -> Result<(), StorageError> {

@@ -3,13 +3,15 @@
 use super::digest;
 use super::overlay::edge_of;
 use super::read;
-use super::record::SourceRemovals;
+use super::record::{ConflictRecord, SourceRemovals};
 use super::step::{Step, count, replace};
 use super::touched::Touched;
 use crate::command::{
     Associate, Dissociate, EdgeChange, Forget, OutEdge, OverlayDelta, Rejection, Write,
 };
-use crate::edges::{self, Contribution, EdgeRecord, EdgeState, Removal};
+use crate::edges::{
+    self, Conflict, Contribution, EdgeRecord, EdgeState, Effect, FoldMark, Removal,
+};
 use crate::keys;
 use crate::storage::{Family, StorageError};
 use crate::types::{Dot, EdgeContext, EdgeKey, MemoryHash, MemoryId, RequestId, Sequence};
@@ -82,8 +84,7 @@ impl Step<'_> {
             *retried,
         );
         self.change_edge(&key, &edge.to, |state| {
-            // Only a base could conflict, and no command folds edges into one yet.
-            state.apply_contribution(dot, contribution).changed
+            state.apply_contribution(dot, contribution)
         })
     }
 
@@ -102,9 +103,7 @@ impl Step<'_> {
         let dot = self.next_dot();
         let removal = evidence.removal(self.possible(context));
         let log = self.log.clone();
-        self.change_edge(&key, to, |state| {
-            state.apply_removal(dot, removal, &log).changed
-        })
+        self.change_edge(&key, to, |state| state.apply_removal(dot, removal, &log))
     }
 
     /// Removes, under the proposer's context, all edges out of a memory, those included that only
@@ -123,15 +122,7 @@ impl Step<'_> {
             let removal = evidence.removal(context.clone());
             self.load_edge(&key)?;
             // What waits is kept once, for the memory, not on every edge.
-            if let Some(mut record) = self.edges.get(&key).and_then(Touched::now).cloned()
-                && record
-                    .state
-                    .apply_removal(dot, removal, &everything)
-                    .changed
-                && let Some(touched) = self.edges.get_mut(&key)
-            {
-                touched.set(Some(record));
-            }
+            self.change_found(&key, |state| state.apply_removal(dot, removal, &everything));
         }
         if covers_context(&self.log, &context) {
             return Ok(());
@@ -151,42 +142,56 @@ impl Step<'_> {
         self.batch
             .delete(Family::Edges, keys::overlay(self.partition, delta.dot));
         self.adopting.push(delta.dot);
-        if log.covers(&dot) {
+        self.log.overlay.insert(delta.dot);
+        if !self.state.slots.contains(delta.from.hash_slot()) {
             return Ok(());
         }
-        self.log.overlay.insert(delta.dot);
         let key = edge_of(delta);
         let forgotten = matches!(delta.change, EdgeChange::Contribute { .. })
             && self
                 .source_removals(key.from)?
                 .is_some_and(|waiting| waiting.covers(&dot));
-        if forgotten || !self.state.slots.contains(delta.from.hash_slot()) {
-            return Ok(());
+        if forgotten {
+            let grown = self.log.clone();
+            self.load_edge(&key)?;
+            self.change_found(&key, |state| Effect {
+                changed: state.prune(&grown),
+                conflict: None,
+            });
+        } else {
+            // A colliding target cannot be stored; the delta is dropped as the log would reject it.
+            let _collision = self.change_edge(&key, &delta.to, |state| state.adopt(delta, &log))?;
         }
-        // A colliding target cannot be stored; the delta is dropped as the log would reject it.
-        let _collision =
-            self.change_edge(&key, &delta.to, |state| state.adopt(delta, &log).changed)?;
+        self.settle_source_removals(key.from)
+    }
+
+    /// Lets go of removals of a memory's out-edges that have met all they name. What they name are
+    /// dots of these edges, so nothing but the adoption of one of them can settle them.
+    fn settle_source_removals(&mut self, from: MemoryHash) -> Result<(), StorageError> {
+        let Some(waiting) = self.source_removals(from)?.cloned() else {
+            return Ok(());
+        };
+        let mut left = waiting.clone();
+        left.0.retain(|context| !covers_context(&self.log, context));
+        if left != waiting {
+            self.set_source_removals(from, left);
+        }
         Ok(())
     }
 
-    /// Lets go of waiting removals that have met all they name.
-    pub fn settle_source_removals(&mut self) -> Result<(), StorageError> {
-        let log = self.log.clone();
-        let range = keys::all_source_removals(self.partition);
-        let mut sources = Vec::new();
-        for entry in read::range(self.reader, Family::Edges, &range) {
-            let (key, _) = entry?;
-            sources.push(keys::parse_hash(&key).ok_or_else(|| read::bad_key("removals"))?);
-        }
-        for from in sources {
-            let Some(waiting) = self.source_removals(from)? else {
-                continue;
-            };
-            let mut left = waiting.clone();
-            left.0.retain(|context| !covers_context(&log, context));
-            if left != *waiting {
-                self.set_source_removals(from, left);
-            }
+    /// Folds what the frontier covers of these edges.
+    pub fn fold(&mut self, frontier: &EdgeContext, edges: &[EdgeKey]) -> Result<(), StorageError> {
+        let frontier = self.possible(frontier);
+        let mark = FoldMark {
+            partition: self.partition,
+            sequence: self.sequence(),
+        };
+        for key in edges {
+            self.load_edge(key)?;
+            self.change_found(key, |state| Effect {
+                changed: state.fold(mark, &frontier),
+                conflict: None,
+            });
         }
         Ok(())
     }
@@ -204,7 +209,7 @@ impl Step<'_> {
         &mut self,
         key: &EdgeKey,
         to: &MemoryId,
-        change: impl FnOnce(&mut EdgeState) -> bool,
+        change: impl FnOnce(&mut EdgeState) -> Effect,
     ) -> Changed {
         self.load_edge(key)?;
         let Some(touched) = self.edges.get_mut(key) else {
@@ -217,8 +222,40 @@ impl Step<'_> {
             to: to.clone(),
             state: EdgeState::default(),
         };
-        touched.edit(fresh, |record| change(&mut record.state));
+        let mut conflict = None;
+        touched.edit(fresh, |record| {
+            let effect = change(&mut record.state);
+            conflict = effect.conflict;
+            effect.changed
+        });
+        self.note_conflict(key, to, conflict);
         Ok(Ok(()))
+    }
+
+    /// Changes an edge that was loaded, if it is there.
+    fn change_found(&mut self, key: &EdgeKey, change: impl FnOnce(&mut EdgeState) -> Effect) {
+        let Some(touched) = self.edges.get_mut(key) else {
+            return;
+        };
+        let Some(mut record) = touched.now().cloned() else {
+            return;
+        };
+        let effect = change(&mut record.state);
+        let to = record.to.clone();
+        if effect.changed {
+            touched.set(Some(record));
+        }
+        self.note_conflict(key, &to, effect.conflict);
+    }
+
+    fn note_conflict(&mut self, key: &EdgeKey, to: &MemoryId, conflict: Option<Conflict>) {
+        self.conflicts
+            .extend(conflict.map(|conflict| ConflictRecord {
+                sequence: self.state.sequence,
+                edge: key.clone(),
+                to: to.clone(),
+                conflict,
+            }));
     }
 
     /// Whether the edge is there with another target of the same hash.
@@ -241,6 +278,9 @@ impl Step<'_> {
         let touched = found.map_or_else(Touched::absent, |record| {
             let digest = edges::digest(key, &record.state);
             let counted = has_evidence(&record.state);
+            if record.state.base().is_some() {
+                self.folded_before.insert(key.clone());
+            }
             Touched::found(record, digest, counted)
         });
         self.edges.insert(key.clone(), touched);
@@ -314,6 +354,9 @@ impl Step<'_> {
             let after = now.map_or(0, |record| edges::digest(&key, &record.state));
             let live = now.is_some_and(|record| has_evidence(&record.state));
             count(&mut self.state.edges, touched.was_counted(), live);
+            let is_folded = now.is_some_and(|record| record.state.base().is_some());
+            let was_folded = self.folded_before.contains(&key);
+            count(&mut self.state.folded_edges, was_folded, is_folded);
             replace(&mut self.state.edge_digest, touched.digest(), after);
         }
     }

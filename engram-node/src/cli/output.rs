@@ -195,6 +195,10 @@ pub fn partition_json(partition: &v1::Partition) -> Value {
             "stopped": replica.stopped,
             "overlay_deltas": replica.overlay_deltas,
             "bytes": replica.bytes,
+            "overlay_bytes": replica.overlay_bytes,
+            "folded_edges": replica.folded_edges,
+            "edge_conflicts": replica.edge_conflicts,
+            "reused_dots": replica.reused_dots,
         })
     });
     json!({

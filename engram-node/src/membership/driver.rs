@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_core::types::NodeId;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -15,12 +16,15 @@ use super::seal::ClusterKey;
 use super::swim::{DATAGRAM_BYTES_MAX, Effects, Event, Member, Swim};
 use super::{Liveness, LivenessView, Membership, SwimTiming};
 use crate::control::ClusterMap;
+use crate::overlay::rumour::Rumour;
 use crate::seams::{Datagrams, Seams};
 
 /// How often nodes on the map that are not alive here are greeted.
 const GREETING_PERIOD: Duration = Duration::from_millis(1_000);
-/// Greetings that wait for the protocol's task.
-const GREETINGS_MAX: usize = 64;
+/// Greetings and rumours that wait for the protocol's task.
+const GREETINGS_MAX: usize = 256;
+/// Rumours that wait for the replicas here.
+const RUMOURS_MAX: usize = 256;
 /// Wait after a failing socket, so that it cannot spin.
 const SOCKET_PAUSE: Duration = Duration::from_millis(50);
 
@@ -45,11 +49,14 @@ impl Membership {
         stop: CancellationToken,
     ) -> Self {
         let (publish, view) = watch::channel(Arc::new(LivenessView::new()));
+        let (greet, greetings) = mpsc::channel(GREETINGS_MAX);
+        let (hear, heard) = mpsc::channel(RUMOURS_MAX);
         let membership = Self {
             local: options.local,
             view,
+            tell: greet.clone(),
+            rumours: Arc::new(Mutex::new(Some(heard))),
         };
-        let (greet, greetings) = mpsc::channel(GREETINGS_MAX);
         seams.spawn(
             "membership-greeter",
             greeter(membership.clone(), seams.clone(), map, greet, stop.clone()),
@@ -67,6 +74,7 @@ impl Membership {
             seams: seams.clone(),
             socket,
             publish,
+            hear,
         };
         seams.spawn("membership", driver.run(greetings, stop));
         membership
@@ -79,6 +87,7 @@ struct Driver {
     seams: Seams,
     socket: Arc<dyn Datagrams>,
     publish: watch::Sender<Arc<LivenessView>>,
+    hear: mpsc::Sender<Rumour>,
 }
 
 impl Driver {
@@ -113,6 +122,8 @@ impl Driver {
     }
 
     fn open(&self, datagram: &[u8], from: SocketAddr) -> Option<Event> {
+        metrics::counter!("engram_membership_bytes_total", "direction" => "received")
+            .increment(datagram.len() as u64);
         match self.key.open(datagram) {
             Ok(payload) => Some(Event::Received(payload.to_vec())),
             Err(error) => {
@@ -128,16 +139,26 @@ impl Driver {
         let Effects {
             send,
             changed: _,
+            rumours,
             refused,
         } = self.swim.step(self.seams.clock.monotonic(), event);
         if refused > 0 {
             metrics::counter!("engram_membership_datagrams_refused_total", "why" => "malformed")
                 .increment(refused);
         }
+        for rumour in rumours {
+            // Nothing rests on one: a full queue may lose it.
+            if self.hear.try_send(rumour).is_err() {
+                metrics::counter!("engram_rumours_dropped_total").increment(1);
+            }
+        }
         // Before sending: whoever waits for the view must not wait for the network.
         self.publish();
         for (target, payload) in send {
-            if let Err(error) = self.socket.send_to(&self.key.seal(&payload), target).await {
+            let sealed = self.key.seal(&payload);
+            metrics::counter!("engram_membership_bytes_total", "direction" => "sent")
+                .increment(sealed.len() as u64);
+            if let Err(error) = self.socket.send_to(&sealed, target).await {
                 tracing::debug!(%target, %error, "membership datagram not sent");
             }
         }

@@ -1,19 +1,23 @@
 //! Membership: who is alive, by SWIM over authenticated datagrams.
 //!
-//! Routing, the planner and operators read the view; it decides nothing by itself: only the control
+//! Replicas gossip over it ([`crate::overlay`]). Routing, the planner and operators read the view; it decides nothing by itself: only the control
 //! plane decides placement. [`swim`] is the protocol as a pure step, [`seal`] keeps strangers out,
 //! [`driver`] joins them to sockets and timers.
 
 pub mod driver;
+mod rumours;
 pub mod seal;
 pub mod swim;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_core::types::NodeId;
-use tokio::sync::watch;
+use engram_core::types::{NodeId, PartitionId};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use crate::overlay::rumour::Rumour;
 
 pub use driver::MembershipOptions;
 pub use seal::ClusterKey;
@@ -59,6 +63,8 @@ pub type LivenessView = BTreeMap<NodeId, Liveness>;
 pub struct Membership {
     local: NodeId,
     view: watch::Receiver<Arc<LivenessView>>,
+    tell: mpsc::Sender<swim::Event>,
+    rumours: Arc<Mutex<Option<mpsc::Receiver<Rumour>>>>,
 }
 
 impl Membership {
@@ -80,6 +86,25 @@ impl Membership {
         let mut view = LivenessView::clone(&self.view.borrow());
         view.insert(self.local, Liveness::Alive);
         view
+    }
+
+    /// Passes a rumour to the cluster. One that finds no room is dropped: nothing rests on it.
+    pub fn tell(&self, rumour: Rumour) {
+        if self.tell.try_send(swim::Event::Tell(rumour)).is_err() {
+            metrics::counter!("engram_rumours_dropped_total").increment(1);
+        }
+    }
+
+    /// Says which partitions have a replica here: their rumours are taken in.
+    pub async fn set_replicas(&self, here: BTreeSet<PartitionId>) {
+        // The protocol's task ends with the process.
+        drop(self.tell.send(swim::Event::Replicas(here)).await);
+    }
+
+    /// Rumours for the replicas here, for their only reader.
+    #[must_use]
+    pub fn rumours(&self) -> Option<mpsc::Receiver<Rumour>> {
+        self.rumours.lock().take()
     }
 
     #[must_use]

@@ -4,22 +4,26 @@
 //! socket and no randomness but the seeded generator in here.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use engram_core::types::NodeId;
-use foca::{Foca, Identity, NoCustomBroadcast, Notification, PostcardCodec, Runtime, State, Timer};
+use engram_core::types::{NodeId, PartitionId};
+use foca::{Foca, Identity, Notification, PostcardCodec, Runtime, State, Timer};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
+use super::rumours;
 use super::seal::SEAL_BYTES;
 use super::{Liveness, SwimTiming};
+use crate::overlay::rumour::Rumour;
 
 /// Largest datagram, in bytes: fits every common MTU with its headers.
 pub const DATAGRAM_BYTES_MAX: usize = 1_400;
+/// Rumours of others are not passed on while so many wait.
+const RUMOURS_WAITING_MAX: usize = 64;
 
 /// Who a datagram is from: a node, where it is, and which of its lives this is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +62,10 @@ pub enum Event {
     Announce { node: NodeId, address: SocketAddr },
     /// Time passed.
     Tick,
+    /// A replica here has something to tell.
+    Tell(Rumour),
+    /// The partitions with a replica here.
+    Replicas(BTreeSet<PartitionId>),
     /// This process ends on purpose.
     Leave,
 }
@@ -68,13 +76,16 @@ pub struct Effects {
     pub send: Vec<(SocketAddr, Vec<u8>)>,
     /// Members were found or lost.
     pub changed: bool,
-    /// Payloads that foca refused.
+    /// For the replicas here.
+    pub rumours: Vec<Rumour>,
+    /// Payloads and rumours that were refused.
     pub refused: u64,
 }
 
 /// The protocol's state on one node.
 pub struct Swim {
-    foca: Foca<Member, PostcardCodec, StdRng, NoCustomBroadcast>,
+    foca: Foca<Member, PostcardCodec, StdRng, rumours::Shared>,
+    rumours: rumours::Shared,
     local: NodeId,
     timers: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
@@ -152,8 +163,16 @@ impl Swim {
     pub fn new(local: Member, timing: SwimTiming, seed: [u8; 32]) -> Self {
         let node = local.node;
         let rng = StdRng::from_seed(seed);
+        let rumours = rumours::Shared::default();
         Self {
-            foca: Foca::new(local, config(timing), rng, PostcardCodec),
+            foca: Foca::with_custom_broadcast(
+                local,
+                config(timing),
+                rng,
+                PostcardCodec,
+                rumours.clone(),
+            ),
+            rumours,
             local: node,
             timers: BinaryHeap::new(),
             scheduled: 0,
@@ -168,6 +187,8 @@ impl Swim {
 
     pub fn step(&mut self, now: Duration, event: Event) -> Effects {
         let mut collected = Collected::default();
+        let waiting = self.foca.custom_broadcast_backlog();
+        self.rumours.0.lock().congested = waiting >= RUMOURS_WAITING_MAX;
         match event {
             Event::Received(payload) => {
                 if let Err(error) = self.foca.handle_data(&payload, &mut collected) {
@@ -185,6 +206,8 @@ impl Swim {
                 log_failure("announce", self.foca.announce(target, &mut collected));
             }
             Event::Announce { .. } => {}
+            Event::Tell(rumour) => self.tell(&rumour),
+            Event::Replicas(here) => self.rumours.0.lock().set_here(here),
             Event::Leave => log_failure("leave", self.foca.leave_cluster(&mut collected)),
             Event::Tick => self.run_timers(now, &mut collected),
         }
@@ -197,7 +220,23 @@ impl Swim {
             };
             self.timers.push(Reverse(scheduled));
         }
+        let mut rumours = self.rumours.0.lock();
+        collected.effects.rumours = rumours.take();
+        collected.effects.refused += std::mem::take(&mut rumours.refused);
         collected.effects
+    }
+
+    /// Passes a rumour on; one that takes too much room is left to the exchange.
+    fn tell(&mut self, rumour: &Rumour) {
+        if let Some(bytes) = rumour.encode() {
+            log_failure("rumour", self.foca.add_broadcast(&bytes).map(drop));
+        }
+    }
+
+    /// Rumours that wait to be passed on.
+    #[must_use]
+    pub fn rumours_waiting(&self) -> usize {
+        self.foca.custom_broadcast_backlog()
     }
 
     fn run_timers(&mut self, now: Duration, collected: &mut Collected) {

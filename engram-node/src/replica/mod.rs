@@ -18,9 +18,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use engram_core::keys;
 use engram_core::partition::{OpenError, Partition};
-use engram_core::storage::{Batch, Durability, Storage};
-use engram_core::types::{GroupId, PartitionId};
+use engram_core::storage::{Batch, Durability, Family, Storage, StorageError};
+use engram_core::types::{GroupId, Hlc, PartitionId};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
@@ -29,6 +30,13 @@ use self::group::GroupPartitions;
 pub use self::machine::DataMachine;
 use crate::consensus::{Machine, MachineError, MachineFactory};
 use crate::seams::Seams;
+
+/// The record of the bound of stamps.
+const STAMP: &str = "stamp";
+
+fn stamp_key() -> Vec<u8> {
+    keys::program(STAMP)
+}
 
 /// All partitions that have a replica on this node.
 pub struct Replicas {
@@ -76,6 +84,26 @@ impl Replicas {
     #[must_use]
     pub fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
         self.shared.all()
+    }
+
+    /// Blocks. The bound of stamps that this node kept last.
+    ///
+    /// # Errors
+    /// When storage cannot be read.
+    pub fn kept_stamp(&self) -> Result<Option<Hlc>, StorageError> {
+        let bytes = self.shared.storage.get(Family::Metadata, &stamp_key())?;
+        let decode = |bytes: Vec<u8>| keys::decode(&bytes).map_err(|error| error.at(STAMP));
+        bytes.map(decode).transpose()
+    }
+
+    /// Blocks. Keeps a bound of stamps, durable on return.
+    ///
+    /// # Errors
+    /// When storage cannot be written.
+    pub fn keep_stamp(&self, bound: Hlc) -> Result<(), StorageError> {
+        let mut batch = Batch::new();
+        batch.put(Family::Metadata, stamp_key(), keys::encode(&bound));
+        self.shared.storage.write(batch, Durability::Sync)
     }
 
     /// Saves the links of all partitions, for a quick start next time. To be called when no more

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use engram_core::edges::Conflict;
 use engram_core::filter::Filter;
 use engram_core::partition::{
-    Direction, FoundEdge, FoundMemory, NeighborsQuery, Partition, PartitionStatus, PartitionView,
+    Direction, FoundEdge, FoundMemory, NeighborsQuery, NumberedConflict, Partition,
+    PartitionStatus, PartitionView, ReadError, RecallQuery,
     ReadError, RecallQuery,
 };
-use engram_core::types::{EdgeKey, MarkId, MemoryHash, MemoryId, Relation};
+use engram_core::storage::StorageError;
+use engram_core::types::{EdgeKey, MarkId, MemoryHash, MemoryId, PartitionId, Relation};
 use engram_proto::convert::memory_to_api;
 use engram_proto::peer::read_query::Query;
 use engram_proto::peer::served::Answer;
@@ -32,6 +35,7 @@ pub fn execute(partition: &Partition, query: &peer::ReadQuery) -> Result<peer::S
         Query::Status(peer::StatusQuery {}) => Answer::Status(status(partition)),
         Query::Mark(query) => Answer::Mark(mark(partition, *query)?),
         Query::Export(query) => Answer::Export(export(&partition.view(), query)?),
+        Query::Conflicts(query) => Answer::Conflicts(conflicts(&partition.view(), *query)?),
     };
     // Taken after the read, so that it covers whatever the answer shows.
     Ok(peer::Served {
@@ -157,6 +161,10 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         index_tail: u64::from(status.index.tail),
         overlay_deltas: status.overlay_deltas as u64,
         bytes: estimated_bytes(partition, &status),
+        overlay_bytes: status.overlay.bytes as u64,
+        folded_edges: status.folded_edges,
+        edge_conflicts: status.edge_conflicts,
+        reused_dots: status.overlay_conflicts,
         // Known to consensus only: the caller fills them in.
         leader: 0,
         epoch: 0,
@@ -165,6 +173,57 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
     }
 }
 
+fn conflicts(
+    view: &PartitionView,
+    query: peer::ConflictsQuery,
+) -> Result<peer::ConflictsAnswer, Refusal> {
+    let storage = |error: StorageError| Refusal::Storage(error.to_string());
+    let found = view.conflicts(query.limit as usize).map_err(storage)?;
+    let total = found.first().map_or(0, |newest| newest.number);
+    let mut conflicts = Vec::with_capacity(found.len());
+    for conflict in found {
+        let from = view.id_of(conflict.record.edge.from).map_err(storage)?;
+        conflicts.push(api_conflict(view.partition(), from, &conflict));
+    }
+    Ok(peer::ConflictsAnswer { conflicts, total })
+}
+
+fn api_conflict(
+    partition: PartitionId,
+    from: Option<MemoryId>,
+    conflict: &NumberedConflict,
+) -> v1::EdgeConflict {
+    use v1::edge_conflict::Kind;
+    let record = &conflict.record;
+    let (kind, request) = match &record.conflict {
+        Conflict::RemovalMissesBase { request, .. } => (Kind::RemovalTooLate, Some(request)),
+        Conflict::RetryMeetsBase {
+            request, counted, ..
+        } => {
+            let kind = if *counted {
+                Kind::RetryCounted
+            } else {
+                Kind::RetryDropped
+            };
+            (kind, Some(request))
+        }
+        Conflict::DotReused { .. } => (Kind::MarkReused, None),
+    };
+    v1::EdgeConflict {
+        partition: partition.0,
+        number: conflict.number,
+        sequence: record.sequence.0,
+        from: from.map(|id| id.as_str().to_owned()).unwrap_or_default(),
+        to: record.to.as_str().to_owned(),
+        relation: record.edge.relation.as_str().to_owned(),
+        kind: kind.into(),
+        index: request.map_or(0, |request| request.index),
+        request: request.map(|request| v1::RequestId {
+            client: request.client.0.to_vec().into(),
+            counter: request.counter,
+            retried: false,
+        }),
+    }
 /// Bytes of a memory's record beside its vector, and of an edge in both directions, as estimated
 /// for planning.
 const MEMORY_BYTES: u64 = 384;

@@ -7,9 +7,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use engram_core::command::{Applied, PartitionCommand, Write};
 use engram_core::partition::Partition;
-use engram_core::storage::{Batch, Durability, MemoryStorage, RocksOptions, Storage as _};
+use engram_core::storage::{
+    Batch, Durability, MemoryStorage, RocksOptions, Storage as _, StorageError,
+};
 use engram_core::types::{
-    Decay, GroupId, IndexParameters, Metric, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId,
+    Decay, GroupId, Hlc, IndexParameters, Metric, NodeId, PartitionId, SlotRange, SpaceConfig,
+    SpaceId,
 };
 use engram_proto::convert::encode_group_command;
 use parking_lot::Mutex;
@@ -65,6 +68,14 @@ impl Locals for Held {
 
     fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
         self.0.clone()
+    }
+
+    fn kept_stamp(&self) -> Result<Option<Hlc>, StorageError> {
+        Ok(None)
+    }
+
+    fn keep_stamp(&self, _bound: Hlc) -> Result<(), StorageError> {
+        Ok(())
     }
 }
 

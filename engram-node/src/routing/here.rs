@@ -1,5 +1,6 @@
 //! Serving a request on this node: what a forwarded request, or a local one, comes down to.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,19 +8,26 @@ use engram_core::command::{Applied, EdgeChange, Op, PartitionCommand, Write};
 use engram_core::limits::COMMAND_BYTES_MAX;
 use engram_core::partition::{LocalChange, LocalError, Partition};
 use engram_core::planted;
-use engram_core::types::{ActorId, EdgeContext, GroupId, Hlc, NodeId, PartitionId, Unit};
+use engram_core::storage::StorageError;
+use engram_core::types::{
+    ActorId, EdgeContext, EdgeKey, GroupId, Hlc, NodeId, PartitionId, Sequence, Unit,
+};
 use engram_proto::convert::{decode_applied, encode_group_command};
 use engram_proto::peer::served::Answer;
 use engram_proto::peer::{ReadQuery, Served};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::accepted::Accepted;
 use super::answer;
 use super::ports::{Groups, Locals};
 use super::reads::ReadAt;
 use super::refusal::Refusal;
+use super::stamps::{Reading, Stamps};
 use crate::control::ClusterMap;
 use crate::seams::Seams;
+
+type RemovalsOnTheWay = BTreeMap<PartitionId, BTreeMap<Sequence, u32>>;
 
 /// The replicas of this node, as requests reach them. Cheap to clone.
 #[derive(Clone)]
@@ -33,10 +41,13 @@ struct Inner {
     map: watch::Receiver<Arc<ClusterMap>>,
     groups: Arc<dyn Groups>,
     locals: Arc<dyn Locals>,
-    /// The last stamp given to a change that entered here.
-    stamp: Mutex<Hlc>,
+    /// Of changes that enter here; `None` until the first one. Held while a bound is written.
+    stamps: tokio::sync::Mutex<Option<Stamps>>,
     /// Drawn at the first local write of this process.
     actor: Mutex<Option<ActorId>>,
+    /// How many writes with removals are on their way to the log, by what they have seen of it.
+    removals: Mutex<RemovalsOnTheWay>,
+    accepted: Arc<Accepted>,
 }
 
 impl Here {
@@ -48,7 +59,7 @@ impl Here {
         groups: Arc<dyn Groups>,
         locals: Arc<dyn Locals>,
     ) -> Self {
-        let (stamp, actor) = (Mutex::default(), Mutex::default());
+        let (stamps, actor, removals) = Default::default();
         Self {
             inner: Arc::new(Inner {
                 seams,
@@ -56,8 +67,10 @@ impl Here {
                 map,
                 groups,
                 locals,
-                stamp,
+                stamps,
                 actor,
+                removals,
+                accepted: Arc::default(),
             }),
         }
     }
@@ -81,6 +94,12 @@ impl Here {
     #[must_use]
     pub fn covers(&self, replica: &Partition, position: &EdgeContext) -> bool {
         covers(&replica.context(), position)
+    }
+
+    /// Changes that were accepted here alone.
+    #[must_use]
+    pub fn accepted(&self) -> &Arc<Accepted> {
+        &self.inner.accepted
     }
 
     #[must_use]
@@ -112,10 +131,45 @@ impl Here {
         }
     }
 
-    fn next_stamp(&self) -> Hlc {
-        let mut stamp = self.inner.stamp.lock();
-        *stamp = stamp.tick(self.inner.seams.clock.wall_millis());
-        *stamp
+    /// The stamp of a change that enters here now. The bound that it needs is on disk.
+    async fn next_stamp(&self) -> Result<Hlc, Refusal> {
+        let mut stamps = self.inner.stamps.lock().await;
+        let stamps = match &mut *stamps {
+            Some(stamps) => stamps,
+            none => {
+                let kept = self.on_disk(|locals| locals.kept_stamp()).await?;
+                none.insert(Stamps::new(kept))
+            }
+        };
+        let clock = &self.inner.seams.clock;
+        let given = stamps.next(Reading {
+            wall_millis: clock.wall_millis(),
+            monotonic: clock.monotonic(),
+        });
+        if let Some(drift) = given.drift {
+            metrics::counter!("engram_clock_alarms_total", "clock" => drift.label()).increment(1);
+            tracing::debug!(?drift, "the wall clock jumped: stamps do not follow it");
+        }
+        if let Some(bound) = given.keep
+            && let Err(refusal) = self.on_disk(move |locals| locals.keep_stamp(bound)).await
+        {
+            stamps.not_kept();
+            return Err(refusal);
+        }
+        Ok(given.stamp)
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Locals) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let locals = Arc::clone(&self.inner.locals);
+        let done = self
+            .inner
+            .seams
+            .blocking(move || work(locals.as_ref()))
+            .await;
+        done.map_err(|error| Refusal::Storage(error.to_string()))
     }
 
     /// Proposes a command here. A write gets its stamp, and its removals the context that this
@@ -131,8 +185,9 @@ impl Here {
     ) -> Result<Applied, Refusal> {
         let (group, replica) = self.replica(partition)?;
         self.check_leads(group)?;
+        let mut removals = None;
         if let PartitionCommand::Write(write) = &mut command {
-            write.stamp = self.next_stamp();
+            write.stamp = self.next_stamp().await?;
             if write
                 .ops
                 .iter()
@@ -141,7 +196,7 @@ impl Here {
                 if !planted!("removal-without-barrier") {
                     self.inner.groups.read_barrier(group, wait).await?;
                 }
-                fill_contexts(write, &replica.context());
+                removals = Some(self.removal_starts(&replica, write));
             }
         }
         let entry = encode_group_command(partition, &command);
@@ -152,6 +207,7 @@ impl Here {
             )));
         }
         let reply = self.inner.groups.propose(group, entry, wait).await?;
+        drop(removals);
         decode_applied(&reply).map_err(|error| Refusal::Unknown(format!("the answer: {error}")))
     }
 
@@ -208,17 +264,45 @@ impl Here {
         write: &Write,
     ) -> Result<EdgeContext, Refusal> {
         let (_, replica) = self.replica(partition)?;
-        let changes = local_changes(write, self.next_stamp(), &replica.context())?;
+        let changes = local_changes(write, self.next_stamp().await?)?;
         let actor = self.actor();
-        self.inner
-            .seams
-            .blocking(move || {
-                replica
-                    .accept_local(actor, &changes)
-                    .map_err(local_refusal)?;
-                Ok(replica.context())
-            })
-            .await
+        let accept = move || {
+            let deltas = replica
+                .accept_local(actor, &changes)
+                .map_err(local_refusal)?;
+            Ok::<_, Refusal>((replica.context(), deltas))
+        };
+        let (position, deltas) = self.inner.seams.blocking(accept).await?;
+        self.inner.accepted.note(partition, deltas);
+        Ok(position)
+    }
+
+    /// Fills in what removals have seen, and notes that they are on their way: no frontier of
+    /// folding may pass them before they are in the log.
+    fn removal_starts(&self, replica: &Partition, write: &mut Write) -> RemovalOnTheWay {
+        let partition = replica.id();
+        let mut removals = self.inner.removals.lock();
+        let sequence = replica.sequence();
+        fill_contexts(write, replica);
+        *removals
+            .entry(partition)
+            .or_default()
+            .entry(sequence)
+            .or_default() += 1;
+        RemovalOnTheWay {
+            here: self.clone(),
+            partition,
+            sequence,
+        }
+    }
+
+    /// Whether every removal that is on its way to the log from here, or will be, has seen the log
+    /// up to this sequence.
+    #[must_use]
+    pub fn removals_have_seen(&self, partition: PartitionId, sequence: Sequence) -> bool {
+        let removals = self.inner.removals.lock();
+        let oldest = removals.get(&partition).and_then(|of| of.keys().next());
+        oldest.is_none_or(|oldest| *oldest >= sequence)
     }
 
     fn actor(&self) -> ActorId {
@@ -230,26 +314,54 @@ impl Here {
     }
 }
 
+/// Removals of one write, from the moment they get their context until the log has answered.
+struct RemovalOnTheWay {
+    here: Here,
+    partition: PartitionId,
+    sequence: Sequence,
+}
+
+impl Drop for RemovalOnTheWay {
+    fn drop(&mut self) {
+        let mut removals = self.here.inner.removals.lock();
+        let Some(of_partition) = removals.get_mut(&self.partition) else {
+            return;
+        };
+        if let Some(count) = of_partition.get_mut(&self.sequence) {
+            *count -= 1;
+            if *count == 0 {
+                of_partition.remove(&self.sequence);
+            }
+        }
+        if of_partition.is_empty() {
+            removals.remove(&self.partition);
+        }
+    }
+}
+
 /// Whether a replica that has seen `held` may answer a session that has seen `wanted`.
 pub(super) fn covers(held: &EdgeContext, wanted: &EdgeContext) -> bool {
     held.sequence >= wanted.sequence && held.overlay.covers_all(&wanted.overlay)
 }
 
-fn fill_contexts(write: &mut Write, context: &EdgeContext) {
+fn fill_contexts(write: &mut Write, replica: &Partition) {
     for (_, op) in &mut write.ops {
         match op {
-            Op::Forget(forget) => forget.context = context.clone(),
-            Op::Dissociate(edge) => edge.context = context.clone(),
+            Op::Forget(forget) => forget.context = replica.forget_context(forget.id.hash()),
+            Op::Dissociate(edge) => {
+                let key = EdgeKey {
+                    from: edge.from.hash(),
+                    to: edge.to.hash(),
+                    relation: edge.relation.clone(),
+                };
+                edge.context = replica.removal_context(&key);
+            }
             Op::Remember(_) | Op::Associate(_) => {}
         }
     }
 }
 
-fn local_changes(
-    write: &Write,
-    stamp: Hlc,
-    context: &EdgeContext,
-) -> Result<Vec<LocalChange>, Refusal> {
+fn local_changes(write: &Write, stamp: Hlc) -> Result<Vec<LocalChange>, Refusal> {
     let change = |(index, op): &(u32, Op)| {
         let (from, to, relation, change) = match op {
             Op::Associate(edge) => {
@@ -258,8 +370,9 @@ fn local_changes(
                 (&edge.from, &edge.to, &edge.relation, change)
             }
             Op::Dissociate(edge) => {
+                // The replica fills in what it has seen when it accepts the removal.
                 let change = EdgeChange::Remove {
-                    context: context.clone(),
+                    context: EdgeContext::default(),
                 };
                 (&edge.from, &edge.to, &edge.relation, change)
             }
@@ -286,5 +399,6 @@ fn local_refusal(error: LocalError) -> Refusal {
         LocalError::Storage(error) => Refusal::Storage(error.to_string()),
         LocalError::NotInPartition { .. } => Refusal::Invalid(error.to_string()),
         LocalError::Dropped { .. } => Refusal::NoReplica,
+        LocalError::Full { .. } => Refusal::Overloaded(error.to_string()),
     }
 }

@@ -8,6 +8,7 @@
 //! the write may have happened; a linearizable read passed a read barrier on the leader after the
 //! request came in.
 
+mod accepted;
 mod answer;
 mod deadline;
 mod dialer;
@@ -19,6 +20,7 @@ mod pursuit;
 mod reads;
 mod refusal;
 mod server;
+mod stamps;
 #[cfg(test)]
 mod tests;
 mod writes;
@@ -34,6 +36,7 @@ use tokio::sync::watch;
 use crate::control::ClusterMap;
 use crate::seams::Seams;
 
+pub use accepted::Accepted;
 pub use deadline::{Deadline, Pauses};
 pub use dialer::{Dialer, link_error};
 pub use here::Here;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use engram_core::partition::Partition;
-use engram_core::types::{GroupId, NodeId, PartitionId};
+use engram_core::storage::StorageError;
+use engram_core::types::{GroupId, Hlc, NodeId, PartitionId};
 use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, CatchUp, ProposeRequest, ProposeResponse, ReadRequest,
     ReadResponse,
@@ -81,6 +82,16 @@ impl Groups for Consensus {
 pub trait Locals: Send + Sync {
     fn partition(&self, partition: PartitionId) -> Option<Arc<Partition>>;
     fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)>;
+    /// The bound of stamps that was kept last.
+    ///
+    /// # Errors
+    /// When storage cannot be read.
+    fn kept_stamp(&self) -> Result<Option<Hlc>, StorageError>;
+    /// Keeps a bound of stamps, durable on return.
+    ///
+    /// # Errors
+    /// When storage cannot be written.
+    fn keep_stamp(&self, bound: Hlc) -> Result<(), StorageError>;
 }
 
 impl Locals for Replicas {
@@ -90,6 +101,14 @@ impl Locals for Replicas {
 
     fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
         Self::partitions(self)
+    }
+
+    fn kept_stamp(&self) -> Result<Option<Hlc>, StorageError> {
+        Self::kept_stamp(self)
+    }
+
+    fn keep_stamp(&self, bound: Hlc) -> Result<(), StorageError> {
+        Self::keep_stamp(self, bound)
     }
 }
 

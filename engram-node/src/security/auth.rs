@@ -39,6 +39,7 @@ const METHODS: &[(&str, Role)] = &[
     ("/engram.v1.Cluster/ListNodes", Role::Read),
     ("/engram.v1.Cluster/ListPartitions", Role::Read),
     ("/engram.v1.Cluster/Verify", Role::Read),
+    ("/engram.v1.Cluster/ListConflicts", Role::Read),
     ("/engram.v1.Cluster/SetNodeState", Role::Admin),
     ("/engram.v1.Cluster/Rebalance", Role::Admin),
     ("/engram.v1.Cluster/MoveReplica", Role::Admin),

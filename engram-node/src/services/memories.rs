@@ -8,7 +8,7 @@ use engram_proto::v1::{
     CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
     DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
     ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
-    ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
+    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
     ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
     MoveReplicaRequest, MoveReplicaResponse, NeighborsRequest, NeighborsResponse, ProbeRequest,
     ProbeResponse, RebalanceRequest, RebalanceResponse, RecallRequest, RecallResponse,
@@ -172,6 +172,13 @@ impl Cluster for Services {
         request: Request<ListPartitionsRequest>,
     ) -> Result<Response<ListPartitionsResponse>, Status> {
         serve!(self, request, list_partitions)
+    }
+
+    async fn list_conflicts(
+        &self,
+        request: Request<ListConflictsRequest>,
+    ) -> Result<Response<ListConflictsResponse>, Status> {
+        serve!(self, request, list_conflicts)
     }
 
     async fn verify(

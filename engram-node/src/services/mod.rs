@@ -10,12 +10,12 @@
 mod admission;
 mod bulk;
 mod cluster;
+mod conflicts;
 mod controls;
 mod edges;
 mod failure;
 mod input;
 mod memories;
-mod overlay;
 mod placement;
 mod probe;
 mod reads;
@@ -38,6 +38,7 @@ use tokio::sync::Semaphore;
 use crate::consensus::Consensus;
 use crate::control::plane::ControlPlane;
 use crate::membership::Membership;
+use crate::overlay::{Handover, OverlayService};
 use crate::placement::mover::Overlays;
 use crate::replica::Replicas;
 use crate::routing::{Dialer, Groups, Here, Links, Router};
@@ -65,6 +66,7 @@ struct Inner {
     controls: Arc<dyn Controls>,
     membership: Membership,
     links: Arc<dyn Links>,
+    overlay: OverlayService,
     requests: Arc<Semaphore>,
     own: admission::OwnRequests,
     spreads: spread::Registry,
@@ -105,7 +107,8 @@ impl Services {
             replicas,
         );
         let router = Router::new(seams, plane.watch(), groups, remote, here);
-        Self::new(router, Arc::new(plane), membership, links)
+        let overlay = OverlayService::new(router.clone(), plane.cluster().0);
+        Self::new(router, Arc::new(plane), membership, links, overlay)
     }
 
     #[must_use]
@@ -114,6 +117,7 @@ impl Services {
         controls: Arc<dyn Controls>,
         membership: Membership,
         links: Arc<dyn Links>,
+        overlay: OverlayService,
     ) -> Self {
         let spreads = spread::Registry::new(router.clone(), Arc::clone(&links));
         Self {
@@ -122,6 +126,7 @@ impl Services {
                 controls,
                 membership,
                 links,
+                overlay,
                 requests: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)),
                 own: admission::OwnRequests::default(),
                 spreads,
@@ -136,14 +141,18 @@ impl Services {
     /// What placement brings to other replicas.
     #[must_use]
     pub fn overlays(&self) -> Arc<dyn Overlays> {
-        Arc::new(overlay::Handover {
-            router: self.inner.router.clone(),
-            links: Arc::clone(&self.inner.links),
-        })
+        let Inner { overlay, links, .. } = &*self.inner;
+        Arc::new(Handover::new(overlay, Arc::clone(links)))
     }
 
-    /// Starts what runs beside the calls: the exchange and adoption of overlay deltas.
+    /// Starts what runs beside the calls: the exchange, adoption and folding of edge changes.
     pub fn start(&self) {
-        overlay::start(self.inner.router.clone(), Arc::clone(&self.inner.links));
+        let Inner {
+            overlay,
+            links,
+            membership,
+            ..
+        } = &*self.inner;
+        crate::overlay::start(overlay, Arc::clone(links), membership.clone());
     }
 }

@@ -9,7 +9,6 @@ use engram_proto::v1::spaces_server::SpacesServer;
 use tonic::service::Routes;
 
 use super::Services;
-use super::overlay::OverlayService;
 use super::spread::{SPREAD_MESSAGE_BYTES_MAX, SpreadService};
 use crate::routing::{ForwardService, MESSAGE_BYTES_MAX};
 
@@ -33,7 +32,7 @@ pub fn peer_services(routes: Routes, services: &Services) -> Routes {
     let forward = ForwardServer::new(ForwardService::new(router.here().clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let overlay = OverlayServer::new(OverlayService::new(router.clone()))
+    let overlay = OverlayServer::new(services.inner.overlay.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let spread = SpreadServer::new(SpreadService::new(services.inner.spreads.clone()))

@@ -130,6 +130,10 @@ fn add(partition: &mut v1::Partition, node: NodeId, answer: Survey) {
         index_tail: status.index_tail,
         overlay_deltas: status.overlay_deltas,
         bytes: status.bytes,
+        overlay_bytes: status.overlay_bytes,
+        folded_edges: status.folded_edges,
+        edge_conflicts: status.edge_conflicts,
+        reused_dots: status.reused_dots,
         stopped: status.stopped,
         ..blank
     });

@@ -12,8 +12,9 @@ use engram_core::command::{
 };
 use engram_core::limits::HASH_SLOTS;
 use engram_core::types::{
-    ActorId, ClientId, Decay, EdgeContext, Embedding, Hlc, IndexParameters, MarkId, MemoryId,
-    Metric, OverlayContext, OverlayDot, PartitionId, PropertyValue, Quantization, Relation,
+    ActorId, ClientId, Decay, EdgeContext, EdgeKey, Embedding, Hlc, IndexParameters, MarkId,
+    MemoryHash, MemoryId, Metric, OverlayContext, OverlayDot, PartitionId, PropertyValue,
+    Quantization, Relation,
     RequestId, Sequence, SlotRange, SpaceConfig, SpaceId, Unit,
 };
 use prost::Message as _;
@@ -133,6 +134,10 @@ impl From<&PartitionCommand> for wire::PartitionCommand {
             PartitionCommand::Adopt { deltas } => Command::Adopt(wire::Adopt {
                 deltas: deltas.iter().map(Into::into).collect(),
             }),
+            PartitionCommand::Fold { frontier, edges } => Command::Fold(wire::Fold {
+                frontier: Some(frontier.into()),
+                edges: edges.iter().map(Into::into).collect(),
+            }),
             PartitionCommand::Mark { mark } => Command::Mark(wire::Mark { mark: mark.0 }),
             PartitionCommand::Drop => Command::Drop(wire::Drop {}),
         };
@@ -155,6 +160,10 @@ impl TryFrom<wire::PartitionCommand> for PartitionCommand {
             Command::Write(write) => Self::Write(write.try_into()?),
             Command::Adopt(adopt) => Self::Adopt {
                 deltas: all(adopt.deltas)?,
+            },
+            Command::Fold(fold) => Self::Fold {
+                frontier: required("frontier", fold.frontier)?.try_into()?,
+                edges: all(fold.edges)?,
             },
             Command::Mark(mark) => Self::Mark {
                 mark: MarkId(mark.mark),
@@ -506,6 +515,28 @@ fn expected_from_wire(message: Option<wire::Expected>) -> Result<Expected, Decod
 }
 
 // ---- edges --------------------------------------------------------------------------------
+
+impl From<&EdgeKey> for wire::EdgeName {
+    fn from(key: &EdgeKey) -> Self {
+        Self {
+            from: key.from.0.to_vec().into(),
+            to: key.to.0.to_vec().into(),
+            relation: key.relation.as_str().to_owned(),
+        }
+    }
+}
+
+impl TryFrom<wire::EdgeName> for EdgeKey {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::EdgeName) -> Result<Self, DecodeError> {
+        Ok(Self {
+            from: MemoryHash(fixed("from", &message.from)?),
+            to: MemoryHash(fixed("to", &message.to)?),
+            relation: relation(message.relation)?,
+        })
+    }
+}
 
 impl From<OverlayDot> for wire::OverlayDot {
     fn from(dot: OverlayDot) -> Self {

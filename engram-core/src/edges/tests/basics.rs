@@ -1,9 +1,9 @@
 //! The rules one by one, with numbers that can be checked by hand.
 
-use super::super::state::{Conflict, Contribution, EdgeState, Removal};
+use super::super::state::{Base, Conflict, Contribution, EdgeState, Removal};
 use super::super::value::visible;
 use super::super::{EdgeRecord, RecordError};
-use super::{log_dot, overlay_dot, request, stamp, unit};
+use super::{fold_mark, log_dot, overlay_dot, request, stamp, unit};
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::types::{
     Decay, Dot, EdgeContext, MemoryId, OverlayContext, OverlayDot, Relation, RequestId, Sequence,
@@ -145,6 +145,21 @@ fn a_removal_waits_for_what_it_covers() {
 }
 
 #[test]
+fn a_dot_that_comes_with_other_bytes_is_an_alarm() {
+    let dot = overlay_dot(1, 1);
+    let mut log = context(1, &[]);
+    let mut state = EdgeState::default();
+    assert!(state.adopt(&observed(dot, 1, false), &log).changed);
+    log.overlay.insert(dot);
+    let before = state.clone();
+    let effect = state.adopt(&observed(dot, 2, false), &log);
+    let dot = Dot::Overlay(dot);
+    assert_eq!(effect.conflict, Some(Conflict::DotReused { dot }));
+    assert!(!effect.changed);
+    assert_eq!(state, before);
+}
+
+#[test]
 fn adoption_is_idempotent_and_a_removed_delta_does_not_return() {
     let dot = overlay_dot(1, 1);
     let mut log = context(1, &[]);
@@ -219,7 +234,7 @@ fn folded() -> EdgeState {
         (log_dot(3), contribution(0.0, 1.0, 3)),
     ]);
     let before = state.value();
-    assert!(state.fold(log_dot(4), &context(2, &[])));
+    assert!(state.fold(fold_mark(4), &context(2, &[])));
     assert_eq!(state.contributions().count(), 1);
     let after = state.value();
     assert_eq!(
@@ -289,17 +304,17 @@ fn retries_that_meet_a_base_are_reported() {
 fn folding_again_grows_the_base() {
     let mut state = folded();
     assert!(
-        !state.fold(log_dot(5), &context(2, &[])),
+        !state.fold(fold_mark(5), &context(2, &[])),
         "nothing new under the frontier"
     );
-    assert_eq!(state.base().map(|base| base.dot), Some(log_dot(4)));
-    assert!(state.fold(log_dot(6), &context(3, &[])));
+    assert_eq!(state.base().map(Base::dot), Some(log_dot(4)));
+    assert!(state.fold(fold_mark(6), &context(3, &[])));
     let base = state.base().expect("a base");
     assert_eq!(
-        (base.count, base.dot, base.newest),
+        (base.count, base.dot(), base.newest),
         (3, log_dot(6), stamp(3))
     );
-    assert_eq!(base.frontier, context(3, &[]));
+    assert_eq!(base.frontier(), Sequence(3));
     assert_eq!(state.contributions().count(), 0);
     assert!(state.value().is_live());
 }

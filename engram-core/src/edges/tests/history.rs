@@ -10,7 +10,8 @@ use super::super::state::{Contribution, EdgeState, Removal};
 use super::super::value::{EdgeValue, visible};
 use super::super::{Conflict, EdgeRecord};
 use super::oracle::{Entry, Truth, declared, folded};
-use super::{log_dot, overlay_dot, request, stamp};
+use super::{fold_mark, log_dot, overlay_dot, request, stamp};
+use crate::cases::cases;
 use crate::command::{EdgeChange, OverlayDelta};
 use crate::types::{EdgeContext, MemoryId, Relation, RequestId, Sequence, Unit};
 
@@ -132,7 +133,7 @@ impl Subject for Real {
             }
             Entry::Fold(frontier) => {
                 let before = self.state.value();
-                self.state.fold(dot, frontier);
+                self.state.fold(fold_mark(sequence), frontier);
                 assert_eq!(
                     sums(self.state.value()),
                     sums(before),
@@ -445,7 +446,7 @@ impl World<Real> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(cases(2_000))]
 
     #[test]
     fn values_are_the_oracles(actions in actions(false)) {

@@ -6,6 +6,7 @@ use super::super::state::EdgeState;
 use super::super::{digest, record};
 use super::history::{Real, World, actions, sums};
 use super::oracle::declared;
+use crate::cases::cases;
 use crate::types::{EdgeContext, EdgeKey, MemoryHash, Relation};
 
 type View = (EdgeState, EdgeContext);
@@ -18,7 +19,7 @@ fn join((left, left_context): &View, (right, right_context): &View) -> View {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(cases(2_000))]
 
     #[test]
     fn join_is_a_least_upper_bound(actions in actions(true)) {

@@ -6,6 +6,7 @@ mod laws;
 mod oracle;
 mod planted;
 
+use super::FoldMark;
 use crate::types::{
     ActorId, ClientId, Dot, Hlc, OverlayDot, PartitionId, RequestId, Sequence, Unit,
 };
@@ -17,6 +18,13 @@ fn log_dot(sequence: u64) -> Dot {
         partition: PARTITION,
         sequence: Sequence(sequence),
         index: 0,
+    }
+}
+
+fn fold_mark(sequence: u64) -> FoldMark {
+    FoldMark {
+        partition: PARTITION,
+        sequence: Sequence(sequence),
     }
 }
 

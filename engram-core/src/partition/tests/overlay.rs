@@ -75,7 +75,7 @@ fn out(driven: &Driven, from: &str) -> Vec<(String, f64)> {
 }
 
 fn adopt_all(pair: &mut [Driven; 2], by: usize) {
-    let deltas = pair[by].partition.adoptable(usize::MAX);
+    let deltas = pair[by].partition.adoptable(usize::MAX, usize::MAX);
     both(pair, |driven| {
         driven.apply(PartitionCommand::Adopt {
             deltas: deltas.clone(),

@@ -34,6 +34,14 @@ pub enum ClusterCommand {
         /// Only this space
         space: Option<String>,
     },
+    /// Changes of associations that came too late to be decided, the newest first
+    Conflicts {
+        /// Name of the space
+        space: String,
+        /// At most so many of each partition
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
     /// Moves of replicas that are under way or wait for their turn
     Moves,
     /// Whether all is well: nodes alive, every partition with a primary and all its replicas
@@ -140,6 +148,9 @@ pub async fn run(
         ClusterCommand::Nodes => show::nodes(&client, client_args).await,
         ClusterCommand::Partitions { space } => {
             show::partitions(&client, client_args, space.as_deref()).await
+        }
+        ClusterCommand::Conflicts { space, limit } => {
+            show::conflicts(&client, client_args, space, *limit).await
         }
         ClusterCommand::Moves => operator.moves().await,
         ClusterCommand::Health(args) => health::health(&client, client_args, args, seams).await,

@@ -1,4 +1,4 @@
-//! Looking at a cluster: `status`, `nodes`, `partitions`.
+//! Looking at a cluster: `status`, `nodes`, `partitions`, `conflicts`.
 
 use engram_client::{Client, types as v1};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cli::bulk::progress::thousands;
 use crate::cli::context::ClientArgs;
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::output::{partition_json, table};
+use crate::cli::output::{hex, partition_json, table};
 
 pub async fn partitions(
     client: &Client,
@@ -18,6 +18,81 @@ pub async fn partitions(
     let value = json!({ "partitions": list });
     args.output.print(&value, || partition_table(&partitions))?;
     Ok(Exit::Ok)
+}
+
+pub async fn conflicts(
+    client: &Client,
+    args: &ClientArgs,
+    space: &str,
+    limit: u32,
+) -> Result<Exit, Failure> {
+    let found = client.conflicts(space, limit).await?;
+    let list: Vec<Value> = found.conflicts.iter().map(conflict_json).collect();
+    let value = json!({ "total": found.total, "conflicts": list });
+    args.output.print(&value, || conflict_table(&found))?;
+    Ok(Exit::Ok)
+}
+
+fn conflict_kind(conflict: &v1::EdgeConflict) -> &'static str {
+    use v1::edge_conflict::Kind;
+    match conflict.kind() {
+        Kind::Unspecified => "unknown",
+        Kind::RemovalTooLate => "removal too late, evidence kept",
+        Kind::RetryCounted => "retry counted, perhaps twice",
+        Kind::RetryDropped => "retry dropped, counted before",
+        Kind::MarkReused => "mark reused, not merged",
+    }
+}
+
+fn conflict_json(conflict: &v1::EdgeConflict) -> Value {
+    let request = conflict.request.as_ref().map(|request| {
+        json!({
+            "client": hex(&request.client),
+            "counter": request.counter,
+            "index": conflict.index,
+        })
+    });
+    json!({
+        "partition": conflict.partition,
+        "number": conflict.number,
+        "sequence": conflict.sequence,
+        "from": conflict.from,
+        "to": conflict.to,
+        "relation": conflict.relation,
+        "kind": conflict.kind().as_str_name(),
+        "request": request,
+    })
+}
+
+fn conflict_table(found: &v1::ListConflictsResponse) -> String {
+    if found.conflicts.is_empty() {
+        return "no conflicts".to_owned();
+    }
+    let headings = [
+        ">PARTITION",
+        ">NUMBER",
+        ">SEQUENCE",
+        "FROM",
+        "RELATION",
+        "TO",
+        "WHAT",
+    ];
+    let rows = found.conflicts.iter().map(|conflict| {
+        let from = match conflict.from.as_str() {
+            "" => "(forgotten)",
+            from => from,
+        };
+        vec![
+            conflict.partition.to_string(),
+            conflict.number.to_string(),
+            conflict.sequence.to_string(),
+            from.to_owned(),
+            conflict.relation.clone(),
+            conflict.to.clone(),
+            conflict_kind(conflict).to_owned(),
+        ]
+    });
+    table(&headings, rows)
 }
 
 pub async fn status(client: &Client, args: &ClientArgs) -> Result<Exit, Failure> {
@@ -161,6 +236,8 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
         ">EDGES",
         ">UNLINKED",
         ">OVERLAY",
+        ">FOLDED",
+        ">CONFLICTS",
     ];
     let rows = partitions.iter().flat_map(|partition| {
         partition.replicas.iter().map(move |replica| {
@@ -186,6 +263,8 @@ pub fn partition_table(partitions: &[v1::Partition]) -> String {
                 replica.edges.to_string(),
                 replica.index_tail.to_string(),
                 replica.overlay_deltas.to_string(),
+                replica.folded_edges.to_string(),
+                replica.edge_conflicts.to_string(),
             ]
         })
     });

@@ -11,6 +11,8 @@ struct Net {
     nodes: BTreeMap<SocketAddr, Swim>,
     /// Payloads on their way, with their arrival.
     flying: Vec<(SocketAddr, Vec<u8>)>,
+    /// Rumours, and the nodes whose replicas got them.
+    heard: Vec<(SocketAddr, Rumour)>,
 }
 
 fn address(n: u64) -> SocketAddr {
@@ -33,12 +35,16 @@ impl Net {
             now: Duration::ZERO,
             nodes,
             flying: Vec::new(),
+            heard: Vec::new(),
         }
     }
 
     fn event(&mut self, at: SocketAddr, event: Event) {
         if let Some(node) = self.nodes.get_mut(&at) {
-            self.flying.extend(node.step(self.now, event).send);
+            let effects = node.step(self.now, event);
+            self.flying.extend(effects.send);
+            let heard = effects.rumours.into_iter();
+            self.heard.extend(heard.map(|rumour| (at, rumour)));
         }
     }
 
@@ -139,4 +145,46 @@ fn garbage_is_refused_and_changes_nothing() {
         assert_eq!(effects.refused, 1, "{payload:?}");
     }
     assert_eq!(node.members(), before);
+}
+
+fn seen(version: u64) -> Rumour {
+    Rumour::Seen {
+        partition: PartitionId(9),
+        node: NodeId(1),
+        version,
+        seen_hash: version,
+    }
+}
+
+#[test]
+fn rumours_reach_the_replicas_once() {
+    let mut net = Net::meet(6);
+    // The other nodes pass it on, and are not bothered themselves.
+    for n in [2, 5] {
+        net.event(address(n), Event::Replicas([PartitionId(9)].into()));
+    }
+    net.event(address(1), Event::Tell(seen(1)));
+    let reached = |net: &Net, n: u64, version: u64| {
+        let told =
+            |(at, rumour): &&(SocketAddr, Rumour)| *at == address(n) && *rumour == seen(version);
+        net.heard.iter().filter(told).count()
+    };
+    net.run_until("both replicas know", |net| {
+        reached(net, 2, 1) == 1 && reached(net, 5, 1) == 1
+    });
+    net.event(address(1), Event::Tell(seen(3)));
+    // Older news after newer ones.
+    net.event(address(1), Event::Tell(seen(2)));
+    net.run_until("both replicas know the newer", |net| {
+        reached(net, 2, 3) == 1 && reached(net, 5, 3) == 1
+    });
+    net.run_until("nobody has anything left to tell", |net| {
+        net.nodes.values().all(|node| node.rumours_waiting() == 0)
+    });
+    assert_eq!(reached(&net, 2, 2) + reached(&net, 5, 2), 0);
+    assert_eq!(
+        net.heard.len(),
+        4,
+        "each once, and only where there is a replica"
+    );
 }

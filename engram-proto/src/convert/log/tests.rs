@@ -186,6 +186,16 @@ fn arb_delta() -> impl Strategy<Value = OverlayDelta> {
         )
 }
 
+fn arb_key() -> impl Strategy<Value = EdgeKey> {
+    (any::<[u8; 16]>(), any::<[u8; 16]>(), arb_relation()).prop_map(|(from, to, relation)| {
+        EdgeKey {
+            from: MemoryHash(from),
+            to: MemoryHash(to),
+            relation,
+        }
+    })
+}
+
 fn arb_config() -> impl Strategy<Value = SpaceConfig> {
     let metric = prop_oneof![Just(Metric::Cosine), Just(Metric::Dot), Just(Metric::L2)];
     let decay = prop_oneof![
@@ -248,6 +258,8 @@ fn arb_command() -> impl Strategy<Value = PartitionCommand> {
         1 => create,
         4 => arb_write().prop_map(PartitionCommand::Write),
         1 => vec(arb_delta(), 0..4).prop_map(|deltas| PartitionCommand::Adopt { deltas }),
+        1 => (arb_context(), vec(arb_key(), 0..4))
+            .prop_map(|(frontier, edges)| PartitionCommand::Fold { frontier, edges }),
         1 => any::<u64>().prop_map(|mark| PartitionCommand::Mark { mark: MarkId(mark) }),
         1 => Just(PartitionCommand::Drop),
     ]
