@@ -204,18 +204,13 @@ impl<'a> Linking<'a> {
                 budget: usize::MAX,
             };
             let dead_by_now = |slot| planted!("topology-by-timing") && !graph.is_live(slot);
-            walk(
-                graph,
-                probe,
-                &entries,
-                bounds,
-                scratch,
-                |slot| match graph.is_live_at(slot, seal) && !dead_by_now(slot) {
+            walk(graph, probe, &entries, bounds, scratch, |slot| {
+                match graph.is_live_at(slot, seal) && !dead_by_now(slot) {
                     _ if graph.is_twin(slot) => Fate::Skip,
                     true => Fate::Keep,
                     false => Fate::Through,
-                },
-            );
+                }
+            });
             let results: Vec<Scored> = scratch.pool.results().collect();
             if !results.is_empty() {
                 entries.clone_from(&results);

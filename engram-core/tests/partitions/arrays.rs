@@ -101,7 +101,7 @@ impl Pair {
     }
 
     fn adopt(&mut self) {
-        let deltas = self.with_arrays.adoptable(3);
+        let deltas = self.with_arrays.adoptable(3, usize::MAX);
         if !deltas.is_empty() {
             self.apply(&PartitionCommand::Adopt { deltas });
         }

@@ -8,12 +8,12 @@ use engram_core::partition::Partition;
 use engram_core::types::{GroupId, NodeId, OverlayContext};
 use engram_proto::peer::OverlayExchange;
 use engram_proto::peer::overlay_client::OverlayClient;
-use tonic::transport::Channel;
 
 use super::parts::{self, EXCHANGE_BYTES_MAX, Part};
 use super::runner::OverlayService;
 use crate::placement::mover::Overlays;
 use crate::routing::{Links, MESSAGE_BYTES_MAX, Router};
+use crate::transport::PeerChannel;
 
 /// Messages of one handover; the next attempt sends more.
 const PUSHES_MAX: u32 = 256;
@@ -72,7 +72,7 @@ impl Handover {
     /// One message with what somebody who has seen this lacks.
     async fn push_some(
         &self,
-        client: &mut OverlayClient<Channel>,
+        client: &mut OverlayClient<PeerChannel>,
         partition: &Arc<Partition>,
         seen: Option<OverlayContext>,
     ) -> Result<Part, String> {

@@ -8,7 +8,6 @@ use engram_core::filter::Filter;
 use engram_core::partition::{
     Direction, FoundEdge, FoundMemory, NeighborsQuery, NumberedConflict, Partition,
     PartitionStatus, PartitionView, ReadError, RecallQuery,
-    ReadError, RecallQuery,
 };
 use engram_core::storage::StorageError;
 use engram_core::types::{EdgeKey, MarkId, MemoryHash, MemoryId, PartitionId, Relation};
@@ -224,6 +223,8 @@ fn api_conflict(
             retried: false,
         }),
     }
+}
+
 /// Bytes of a memory's record beside its vector, and of an edge in both directions, as estimated
 /// for planning.
 const MEMORY_BYTES: u64 = 384;

@@ -8,13 +8,14 @@ use engram_proto::v1::{
     CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
     DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
     ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
-    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
-    ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
-    MoveReplicaRequest, MoveReplicaResponse, NeighborsRequest, NeighborsResponse, ProbeRequest,
-    ProbeResponse, RebalanceRequest, RebalanceResponse, RecallRequest, RecallResponse,
-    RememberRequest, RememberResponse, SetNodeStateRequest, SetNodeStateResponse, Space,
-    SpreadEvent, SpreadRequest, StatusRequest, StatusResponse, StrengthenRequest,
-    TransferPrimaryRequest, TransferPrimaryResponse, VerifyRequest, VerifyResponse,
+    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse,
+    ListNodesRequest, ListNodesResponse, ListPartitionsRequest, ListPartitionsResponse,
+    ListSpacesRequest, ListSpacesResponse, MoveReplicaRequest, MoveReplicaResponse,
+    NeighborsRequest, NeighborsResponse, ProbeRequest, ProbeResponse, RebalanceRequest,
+    RebalanceResponse, RecallRequest, RecallResponse, RememberRequest, RememberResponse,
+    SetNodeStateRequest, SetNodeStateResponse, Space, SpreadEvent, SpreadRequest, StatusRequest,
+    StatusResponse, StrengthenRequest, TransferPrimaryRequest, TransferPrimaryResponse,
+    VerifyRequest, VerifyResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 

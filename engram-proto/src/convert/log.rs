@@ -14,8 +14,7 @@ use engram_core::limits::HASH_SLOTS;
 use engram_core::types::{
     ActorId, ClientId, Decay, EdgeContext, EdgeKey, Embedding, Hlc, IndexParameters, MarkId,
     MemoryHash, MemoryId, Metric, OverlayContext, OverlayDot, PartitionId, PropertyValue,
-    Quantization, Relation,
-    RequestId, Sequence, SlotRange, SpaceConfig, SpaceId, Unit,
+    Quantization, Relation, RequestId, Sequence, SlotRange, SpaceConfig, SpaceId, Unit,
 };
 use prost::Message as _;
 

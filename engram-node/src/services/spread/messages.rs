@@ -7,7 +7,6 @@ use std::time::Duration;
 use engram_core::spread::SpreadStart;
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::spread_client::SpreadClient;
-use engram_proto::peer::spread_report_message::Content;
 use engram_proto::peer::spread_server::Spread;
 use engram_proto::peer::{
     SpreadAnswer, SpreadFrameMessage, SpreadReportMessage, SpreadStartMessage,
@@ -116,11 +115,9 @@ impl Messenger {
         message: SpreadReportMessage,
         deadline: Deadline,
     ) -> Result<(), String> {
-        let bytes = match &message.content {
-            Some(Content::Report(report)) => report.len(),
-            Some(Content::Fault(_)) | None => 0,
-        };
-        let wait = deadline.left(&self.seams).min(attempt_wait(bytes));
+        let wait = deadline
+            .left(&self.seams)
+            .min(attempt_wait(message.encoded_len()));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
