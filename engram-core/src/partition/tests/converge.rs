@@ -394,7 +394,7 @@ impl Run {
         };
         let (request, edge, weight) = self.issued[place];
         self.undecided = true;
-        if back % 2 == 0 {
+        if back.is_multiple_of(2) {
             self.accept(replica, request, true, edge, evidence(weight));
             return;
         }
