@@ -16,8 +16,7 @@ pub const CONTROL_VOTERS_MAX: usize = 5;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClusterId(pub [u8; 16]);
 
-/// Format of the encoded map; the first byte of every copy on disk and in snapshots. The one before
-/// it is read too ([`super::format1`]).
+/// Format of the encoded map; the first byte of every copy on disk and in snapshots.
 const MAP_FORMAT: u8 = 2;
 
 /// Why bytes are no cluster map.
@@ -180,7 +179,6 @@ impl ClusterMap {
         let damaged = |error: postcard::Error| MapError::Damaged(error.to_string());
         match *format {
             MAP_FORMAT => postcard::from_bytes(rest).map_err(damaged),
-            1 => super::format1::decode(rest).map_err(damaged),
             other => Err(MapError::Format(other)),
         }
     }

@@ -6,7 +6,6 @@
 
 pub mod apply;
 pub mod command;
-mod format1;
 pub mod join;
 pub mod machine;
 pub mod map;

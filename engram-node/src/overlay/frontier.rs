@@ -149,6 +149,9 @@ mod tests {
         assert_eq!(frontier.stable([NODES[0]]), Some(&log(8, 0)));
         frontier.heard(NODES[0], Sequence(2), seen(0));
         assert_eq!(frontier.stable([NODES[0]]), None);
+        // That position settles, and no frontier that is kept is as old.
+        frontier.grown(&log(8, 0));
+        assert_eq!(frontier.stable([NODES[0]]), None);
         // What it had seen is lost with its disk: the log will never have it.
         frontier.heard(NODES[0], Sequence(9), seen(4));
         frontier.heard(NODES[0], Sequence(9), seen(0));
