@@ -277,7 +277,10 @@ impl PushCoordinator {
             })
         };
         let activated: Vec<Activated> = best.into_iter().filter_map(named).collect();
-        let accounting = self.ledger.close(self.plan.parameters.decay, true);
+        // Property tests found a rare run with deaths whose answer lacked more than the ledger
+        // allows. Until that is understood nothing is certified once a node was excluded.
+        let certain = self.excluded.is_empty();
+        let accounting = self.ledger.close(self.plan.parameters.decay, certain);
         let partition = |place| self.plan.partition(place);
         let ranking = ranking(&activated, next_total, &accounting, &self.slots, partition);
         let excluded = self.plan.partitions_without(&self.excluded);
