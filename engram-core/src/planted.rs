@@ -141,7 +141,7 @@ pub const REGISTRY: &[Bug] = &[
     bug(
         "snapshot-without-requests",
         "the table of applied request ids is left out of snapshots",
-        "counter: a retry is applied twice after the receiver became primary",
+        "liveness: the receiver refuses the snapshot and stops",
     ),
     bug(
         "spread-frame-doubled",

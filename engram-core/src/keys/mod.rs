@@ -310,6 +310,13 @@ pub fn parse_client(key: &[u8]) -> Option<ClientId> {
     key.last_chunk::<16>().map(|bytes| ClientId(*bytes))
 }
 
+/// The client of a request's key.
+#[must_use]
+pub fn parse_request(key: &[u8]) -> Option<ClientId> {
+    let (rest, _counter) = key.split_last_chunk::<8>()?;
+    rest.last_chunk::<16>().map(|bytes| ClientId(*bytes))
+}
+
 #[must_use]
 pub fn parse_overlay(key: &[u8]) -> Option<OverlayDot> {
     let (rest, n) = key.split_last_chunk::<8>()?;

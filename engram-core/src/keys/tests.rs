@@ -131,6 +131,7 @@ proptest! {
         prop_assert_eq!(parse_number(&vector(partition, n)), Some(n));
         prop_assert_eq!(parse_hash(&memory(partition, MemoryHash(a))), Some(MemoryHash(a)));
         prop_assert_eq!(parse_client(&client(partition, ClientId(b))), Some(ClientId(b)));
+        prop_assert_eq!(parse_request(&request(partition, ClientId(b), 7)), Some(ClientId(b)));
         let dot = OverlayDot { actor: ActorId(a), n };
         prop_assert_eq!(parse_overlay(&overlay(partition, dot)), Some(dot));
         prop_assert_eq!(parse_partition(&state(partition)), Some(partition));

@@ -169,6 +169,7 @@ impl Partition {
         applier.requests.commit(&table);
         applier.conflicts += step.conflicts.len() as u64;
         published.conflicts = applier.conflicts;
+        published.requests = applier.requests.digest();
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
             published.last_kill = step.sequence();
@@ -306,7 +307,7 @@ fn apply_write(
     let table = &applier.requests;
     let at = step.sequence();
     let admitted = table.admit(step.reader, write.client, write.counter)?;
-    let Admission::Known(mut record) = admitted else {
+    let Admission::Known(mut known) = admitted else {
         let refused = OpOutcome::Rejected(Rejection::RequestTooOld);
         let outcomes = write
             .ops
@@ -315,16 +316,15 @@ fn apply_write(
             .collect();
         return Ok((outcomes, table.touch(&mut step.batch, write.client, at)));
     };
-    let known = !record.outcomes.is_empty();
     let mut outcomes = Vec::with_capacity(write.ops.len());
     let mut applied_any = false;
     for (index, op) in &write.ops {
         let again = write.retried && planted!("retry-applied-twice");
-        let outcome = match outcome_of(&record, *index) {
+        let outcome = match outcome_of(&known.record, *index) {
             Some(outcome) if !again => outcome.clone(),
             _ => {
                 let outcome = apply_op(step, write, *index, op)?;
-                record.note(*index, outcome.clone());
+                known.record.note(*index, outcome.clone());
                 applied_any = true;
                 outcome
             }
@@ -332,9 +332,9 @@ fn apply_write(
         outcomes.push((*index, outcome));
     }
     let change = if applied_any {
-        record.sequence = at;
+        known.record.sequence = at;
         let id = (write.client, write.counter);
-        table.record(step.reader, &mut step.batch, id, &record, known)?
+        table.record(step.reader, &mut step.batch, id, &known)?
     } else {
         table.touch(&mut step.batch, write.client, at)
     };

@@ -108,6 +108,8 @@ struct Published {
     graph: GraphVersion,
     /// Conflicts that the log has brought about so far.
     conflicts: u64,
+    /// Of the request table.
+    requests: u128,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
     dropped: bool,
@@ -152,6 +154,8 @@ pub struct PartitionStatus {
     pub log_hash: [u8; 32],
     pub memory_digest: u128,
     pub edge_digest: u128,
+    /// Of the applied request ids and their outcomes.
+    pub request_digest: u128,
     pub index: IndexStatus,
     /// Edges of which some evidence was folded.
     pub folded_edges: u64,
@@ -202,10 +206,11 @@ impl Partition {
 
     #[must_use]
     pub fn status(&self) -> PartitionStatus {
-        let (state, overlay, edge_conflicts) = {
+        let (state, overlay, edge_conflicts, request_digest) = {
             let published = self.published.read();
-            let overlay = published.overlay.stats();
-            (Arc::clone(&published.state), overlay, published.conflicts)
+            let (overlay, conflicts) = (published.overlay.stats(), published.conflicts);
+            let state = Arc::clone(&published.state);
+            (state, overlay, conflicts, published.requests)
         };
         PartitionStatus {
             sequence: state.sequence,
@@ -214,6 +219,7 @@ impl Partition {
             log_hash: state.log_hash,
             memory_digest: state.memory_digest,
             edge_digest: state.edge_digest,
+            request_digest,
             index: self.index.status(),
             folded_edges: state.folded_edges,
             edge_conflicts,

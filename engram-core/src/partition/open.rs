@@ -221,6 +221,7 @@ impl Parts {
             overlay: self.overlay,
             graph: GraphVersion::default(),
             conflicts,
+            requests: requests.digest(),
             dropped: false,
         };
         Arc::new(Partition {

@@ -55,6 +55,8 @@ pub struct ClientRecord {
     pub last_used: Sequence,
     /// Counters whose outcomes are kept.
     pub kept: u32,
+    /// Sum mod 2^128 over the records of the kept outcomes.
+    pub outcomes: u128,
 }
 
 /// What a request's operations did, by their index.

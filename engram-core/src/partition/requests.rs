@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use super::digest;
 use super::record::{ClientRecord, RequestRecord};
 use crate::keys;
 use crate::limits;
@@ -34,9 +35,17 @@ impl Default for RequestBounds {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Admission {
     /// Outcomes of the operations already applied under it; none for a new request.
-    Known(RequestRecord),
+    Known(KnownRequest),
     /// Below what is remembered; whether it was applied is unknown.
     TooOld,
+}
+
+/// A request as storage has it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KnownRequest {
+    pub record: RequestRecord,
+    /// What its record gives to its client's sum; `None` for a new request.
+    pub stored: Option<u128>,
 }
 
 /// All clients in memory; outcomes stay in storage.
@@ -48,6 +57,8 @@ pub struct RequestTable {
     /// A sequence is one command, hence one client.
     by_use: BTreeMap<Sequence, ClientId>,
     dropped: Option<ClientId>,
+    /// Sum mod 2^128 over the clients' records, which hold the sums over their outcomes.
+    digest: u128,
 }
 
 /// A change of the table that is in a batch and becomes true when the batch is written.
@@ -71,6 +82,7 @@ impl RequestTable {
             clients,
             by_use,
             dropped: None,
+            digest: 0,
         }
     }
 
@@ -94,8 +106,17 @@ impl RequestTable {
                 .ok_or_else(|| keys::BadRecord::Empty.at("a request table key"))?;
             table.by_use.insert(record.last_used, client);
             table.clients.insert(client, record);
+            table.digest = table.digest.wrapping_add(digest_of_client(client, &record));
         }
         Ok(table)
+    }
+
+    /// Of everything that the table remembers: equal where the log is.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        let dropped = keys::encode(&self.dropped);
+        self.digest
+            .wrapping_add(digest::of_record(b"dropped", &dropped, &[]))
     }
 
     /// The greatest client ever dropped, once `change` is true.
@@ -120,23 +141,23 @@ impl RequestTable {
             return Ok(Admission::TooOld);
         }
         let key = keys::request(self.partition, client, counter);
-        let record = match reader.get(Family::Metadata, &key)? {
-            Some(bytes) => {
-                keys::decode(&bytes).map_err(|error| error.at("a request's outcomes"))?
-            }
-            None => RequestRecord::default(),
+        let known = match reader.get(Family::Metadata, &key)? {
+            Some(bytes) => KnownRequest {
+                record: keys::decode(&bytes).map_err(|error| error.at("a request's outcomes"))?,
+                stored: Some(digest::of_record(&key, &bytes, &[])),
+            },
+            None => KnownRequest::default(),
         };
-        Ok(Admission::Known(record))
+        Ok(Admission::Known(known))
     }
 
-    /// Notes the outcomes of an admitted request. `known` says whether any were there before.
+    /// Notes the outcomes of an admitted request, as they are now.
     pub fn record(
         &self,
         reader: &dyn Reader,
         batch: &mut Batch,
         id: (ClientId, u64),
-        record: &RequestRecord,
-        known: bool,
+        KnownRequest { record, stored }: &KnownRequest,
     ) -> Result<TableChange, StorageError> {
         let (client, counter) = id;
         let at = record.sequence;
@@ -145,23 +166,30 @@ impl RequestTable {
             floor: 0,
             last_used: at,
             kept: 0,
+            outcomes: 0,
         });
-        batch.put(
-            Family::Metadata,
+        let (key, value) = (
             keys::request(self.partition, client, counter),
             keys::encode(record),
         );
-        if !known {
+        let now = digest::of_record(&key, &value, &[]);
+        entry.outcomes = entry.outcomes.wrapping_sub(stored.unwrap_or(0));
+        entry.outcomes = entry.outcomes.wrapping_add(now);
+        batch.put(Family::Metadata, key, value);
+        if stored.is_none() {
             entry.kept += 1;
             if entry.kept > self.bounds.per_client {
-                let oldest = self
-                    .oldest_counter(reader, client)?
-                    .map_or(counter, |n| n.min(counter));
+                // What is in the batch cannot be read yet, and may itself be the oldest.
+                let oldest = self.oldest(reader, client)?;
+                let (oldest, gone) = oldest
+                    .filter(|(n, _)| *n < counter)
+                    .unwrap_or((counter, now));
                 batch.delete(
                     Family::Metadata,
                     keys::request(self.partition, client, oldest),
                 );
                 entry.kept -= 1;
+                entry.outcomes = entry.outcomes.wrapping_sub(gone);
                 entry.floor = entry.floor.max(oldest.saturating_add(1));
             }
         }
@@ -207,13 +235,16 @@ impl RequestTable {
         if let Some(client) = change.evicted {
             if let Some(record) = self.clients.remove(&client) {
                 self.by_use.remove(&record.last_used);
+                self.digest = self.digest.wrapping_sub(digest_of_client(client, &record));
             }
             self.dropped = self.dropped.max(Some(client));
         }
         if let Some((client, record)) = change.used {
             if let Some(before) = self.clients.insert(client, record) {
                 self.by_use.remove(&before.last_used);
+                self.digest = self.digest.wrapping_sub(digest_of_client(client, &before));
             }
+            self.digest = self.digest.wrapping_add(digest_of_client(client, &record));
             self.by_use.insert(record.last_used, client);
         }
         assert!(
@@ -237,15 +268,63 @@ impl RequestTable {
         Some(*client)
     }
 
-    fn oldest_counter(
+    /// The least counter whose outcomes are kept, and what its record gives to the sum.
+    fn oldest(
         &self,
         reader: &dyn Reader,
         client: ClientId,
-    ) -> Result<Option<u64>, StorageError> {
+    ) -> Result<Option<(u64, u128)>, StorageError> {
         let range = keys::requests_of(self.partition, client);
         let mut entries = reader.scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
         let first = entries.next().transpose()?;
-        Ok(first.and_then(|(key, _)| keys::parse_number(&key)))
+        Ok(first.and_then(|(key, value)| {
+            let counter = keys::parse_number(&key)?;
+            Some((counter, digest::of_record(&key, &value, &[])))
+        }))
+    }
+}
+
+fn digest_of_client(client: ClientId, record: &ClientRecord) -> u128 {
+    digest::of_record(&client.0, &keys::encode(record), &[])
+}
+
+/// Whether a request table that arrives record by record is whole: the outcomes of each client add
+/// up to what its own record says.
+#[derive(Default)]
+pub struct TableCheck {
+    /// What the clients' records say less what their outcomes add up to.
+    open: BTreeMap<ClientId, u128>,
+}
+
+impl TableCheck {
+    /// One record of the partition's metadata, of whatever kind.
+    pub fn take(
+        &mut self,
+        partition: PartitionId,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<(), StorageError> {
+        if keys::clients(partition).contains(key) {
+            let record: ClientRecord =
+                keys::decode(value).map_err(|error| error.at("a request table client"))?;
+            if let Some(client) = keys::parse_client(key) {
+                let open = self.open.entry(client).or_default();
+                *open = open.wrapping_add(record.outcomes);
+            }
+        } else if keys::requests(partition).contains(key)
+            && let Some(client) = keys::parse_request(key)
+        {
+            let open = self.open.entry(client).or_default();
+            *open = open.wrapping_sub(digest::of_record(key, value, &[]));
+        }
+        Ok(())
+    }
+
+    /// A client whose outcomes are not those that its record counts.
+    #[must_use]
+    pub fn incomplete(&self) -> Option<ClientId> {
+        let open = self.open.iter().find(|(_, open)| **open != 0);
+        open.map(|(client, _)| *client)
     }
 }
 
@@ -291,16 +370,13 @@ mod tests {
             let at = Sequence(self.sequence);
             let (change, what) = match admission {
                 Admission::TooOld => (self.table.touch(&mut batch, client, at), "old"),
-                Admission::Known(record) if record.outcomes.is_empty() => {
-                    let outcomes = vec![(0, OpOutcome::EdgeChanged)];
-                    let record = RequestRecord {
+                Admission::Known(mut known) if known.stored.is_none() => {
+                    known.record = RequestRecord {
                         sequence: at,
-                        outcomes,
+                        outcomes: vec![(0, OpOutcome::EdgeChanged)],
                     };
                     let id = (client, counter);
-                    let change = self
-                        .table
-                        .record(&self.storage, &mut batch, id, &record, false);
+                    let change = self.table.record(&self.storage, &mut batch, id, &known);
                     (change.expect("records"), "new")
                 }
                 Admission::Known(_) => (self.table.touch(&mut batch, client, at), "known"),
@@ -313,10 +389,64 @@ mod tests {
         }
 
         fn reload(&mut self) {
-            let bounds = self.table.bounds;
+            let (bounds, digest) = (self.table.bounds, self.table.digest());
             self.table =
                 RequestTable::load(&self.storage, P, bounds, self.table.dropped).expect("loads");
+            assert_eq!(self.table.digest(), digest);
+            assert_eq!(self.check(|_| true).incomplete(), None);
         }
+
+        /// The check of the records that `travels`.
+        fn check(&self, travels: impl Fn(&[u8]) -> bool) -> TableCheck {
+            let mut check = TableCheck::default();
+            let all = keys::partition_metadata(P);
+            for entry in
+                self.storage
+                    .scan(Family::Metadata, &all.start, &all.end, Order::Ascending)
+            {
+                let (key, value) = entry.expect("reads");
+                if travels(&key) {
+                    check.take(P, &key, &value).expect("decodes");
+                }
+            }
+            check
+        }
+    }
+
+    #[test]
+    fn a_table_that_lacks_outcomes_or_has_others_is_found() {
+        let mut driven = Driven::new(3, 4);
+        for counter in [9, 1, 4, 6] {
+            driven.apply(1, counter);
+            driven.reload();
+        }
+        driven.apply(2, 1);
+        driven.reload();
+        let lost = keys::request(P, ClientId([1; 16]), 6);
+        assert_eq!(
+            driven.check(|key| key != lost).incomplete(),
+            Some(ClientId([1; 16]))
+        );
+        let client = keys::client(P, ClientId([2; 16]));
+        assert_eq!(
+            driven.check(|key| key != client).incomplete(),
+            Some(ClientId([2; 16]))
+        );
+    }
+
+    #[test]
+    fn the_digest_is_that_of_what_was_applied() {
+        let applied = |requests: &[(u8, u64)]| {
+            let mut driven = Driven::new(3, 2);
+            for (client, counter) in requests {
+                driven.apply(*client, *counter);
+            }
+            driven.table.digest()
+        };
+        let all = [(1, 1), (2, 1), (1, 2), (3, 1)];
+        assert_eq!(applied(&all), applied(&all));
+        assert_ne!(applied(&all), applied(&all[..3]));
+        assert_ne!(applied(&[(1, 1), (1, 2)]), applied(&[(1, 2), (1, 1)]));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 use super::open::{OpenError, PartitionOptions};
+use super::requests::TableCheck;
 use super::stream::{
     CHUNK_BYTES, ChunkKind, ChunkReader, ChunkWriter, StreamError, push_record, take_record,
 };
@@ -18,7 +19,7 @@ use crate::index::SnapshotError;
 use crate::keys::{self, KeyRange};
 use crate::planted;
 use crate::storage::{Batch, Durability, Family, Order, Storage, StorageError};
-use crate::types::{PartitionId, Sequence};
+use crate::types::{ClientId, PartitionId, Sequence};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,9 @@ pub enum InstallError {
         expected: PartitionId,
         found: PartitionId,
     },
+    /// Its sender lost applied request ids: a retry would be applied a second time here.
+    #[error("the snapshot lacks request ids of client {client:?}")]
+    Requests { client: ClientId },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error(transparent)]
@@ -269,7 +273,7 @@ fn clear(storage: &dyn Storage, id: PartitionId) -> Result<(), StorageError> {
 }
 
 /// Writes the records in bounded batches and returns the links of the index. When it returns, the
-/// hash over the whole stream was right.
+/// hash over the whole stream was right, and the request table is whole.
 fn receive(
     storage: &dyn Storage,
     id: PartitionId,
@@ -277,12 +281,20 @@ fn receive(
 ) -> Result<Vec<u8>, InstallError> {
     let allowed = ranges(id);
     let (mut index, mut batch) = (Vec::new(), Batch::new());
+    let mut table = TableCheck::default();
     while let Some((kind, payload)) = chunks.next()? {
         match kind {
             ChunkKind::Index => index.extend_from_slice(&payload),
             ChunkKind::Records => {
-                take_records(&payload, &allowed, &mut batch)
-                    .ok_or_else(|| chunks.damaged("it holds what is no record of the partition"))?;
+                let records = take_records(&payload, &allowed).ok_or_else(|| {
+                    chunks.damaged("it holds what is no record of the partition")
+                })?;
+                for (family, key, value) in records {
+                    if family == Family::Metadata {
+                        table.take(id, key, value)?;
+                    }
+                    batch.put(family, key, value);
+                }
             }
             ChunkKind::Header | ChunkKind::End => {
                 return Err(chunks.damaged("it begins a second time").into());
@@ -293,22 +305,32 @@ fn receive(
         }
     }
     storage.write(batch, Durability::Buffered)?;
-    Ok(index)
+    match table.incomplete() {
+        None => Ok(index),
+        Some(client) => Err(InstallError::Requests { client }),
+    }
 }
 
-/// Puts a chunk's records into the batch; `None` when one does not belong to the partition.
-fn take_records(payload: &[u8], allowed: &[(Family, KeyRange)], batch: &mut Batch) -> Option<()> {
+/// A record of a chunk: its family, key and value.
+type Record<'a> = (Family, &'a [u8], &'a [u8]);
+
+/// The records of a chunk; `None` when one does not belong to the partition.
+fn take_records<'a>(
+    payload: &'a [u8],
+    allowed: &[(Family, KeyRange)],
+) -> Option<Vec<Record<'a>>> {
     let (code, mut rest) = payload.split_first()?;
     let family = *Family::ALL
         .iter()
         .find(|family| family_code(**family) == *code)?;
+    let mut records = Vec::new();
     while !rest.is_empty() {
         let (key, value) = take_record(&mut rest)?;
         let fits = |(of, range): &(Family, KeyRange)| *of == family && range.contains(key);
         if !allowed.iter().any(fits) {
             return None;
         }
-        batch.put(family, key, value);
+        records.push((family, key, value));
     }
-    Some(())
+    Some(records)
 }

@@ -353,7 +353,7 @@ impl Inner {
                 LogStore::open(group, &seams, Arc::clone(&storage), writer, cache, payload);
             let log = opened.map_err(|error| error.to_string())?;
             let machine = machines.open(group).map_err(|error| error.to_string())?;
-            let opened = StateMachine::open(group, &seams, storage, machine, snapshots);
+            let opened = StateMachine::open(group, &seams, storage, machine, snapshots, log.ends());
             let (state, gone) = opened.map_err(|error| error.to_string())?;
             Ok((log, state, gone))
         };

@@ -27,6 +27,31 @@ use crate::seams::Seams;
 /// Entries applied in one go off the async threads.
 const APPLY_CHUNK: usize = 64;
 
+/// Between which entries a group's log is, when it is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogEnds {
+    pub purged: Option<LogId>,
+    pub last: Option<LogId>,
+}
+
+impl LogEnds {
+    /// Whether the log, as openraft is about to use it, goes on where a snapshot ends, so that both
+    /// together are what a follower needs.
+    ///
+    /// A committed entry may be applied from memory before its record is on the disk; the state is
+    /// not synced, but may get there first all the same. After a crash the log then ends before what
+    /// was applied, and openraft takes all of it for purged. An older snapshot is of no use from
+    /// then on: a new one has to be built of the state.
+    fn is_reached_by(&self, snapshot: Option<LogId>, applied: Option<LogId>) -> bool {
+        let begins_after = if applied > self.last {
+            applied
+        } else {
+            self.purged
+        };
+        snapshot >= begins_after
+    }
+}
+
 /// One group's state machine.
 pub struct StateMachine {
     shared: Arc<Shared>,
@@ -45,8 +70,8 @@ struct Shared {
 }
 
 impl StateMachine {
-    /// Blocks while it reads where the group stands. The receiver ends when nothing touches the
-    /// machine or the storage on behalf of the group any more.
+    /// Blocks while it reads where the group stands, given what its log has. The receiver ends when
+    /// nothing touches the machine or the storage on behalf of the group any more.
     ///
     /// # Errors
     /// When that cannot be read, or an installation was interrupted whose snapshot is gone.
@@ -56,13 +81,20 @@ impl StateMachine {
         storage: Arc<dyn Storage>,
         machine: Arc<dyn Machine>,
         snapshots: SnapshotStore,
+        log: LogEnds,
     ) -> Result<(Self, oneshot::Receiver<()>), MachineError> {
         let stored = storage.get(Family::Metadata, &keys::position(group))?;
         let mut position = match stored {
             Some(bytes) => decode_position(&bytes)?,
             None => GroupPosition::default(),
         };
-        let current = snapshots.newest(group).map_err(file_error)?;
+        let mut current = snapshots.newest(group).map_err(file_error)?;
+        if let Some((meta, file)) = &current
+            && !log.is_reached_by(meta.last_log_id, position.applied)
+        {
+            tracing::info!(%group, path = %file.path.display(), "the log begins after the snapshot");
+            current = None;
+        }
         if position.installing {
             if current.is_none() {
                 let reason = "an installation was interrupted and its snapshot is gone";

@@ -115,8 +115,12 @@ fn observe_partition(group: GroupId, partition: &Partition) -> PartitionObservat
         group,
         sequence: status.sequence,
         digests: format!(
-            "log {log:016x} memories {} {:032x} edges {} {:032x}",
-            status.memories, status.memory_digest, status.edges, status.edge_digest
+            "log {log:016x} memories {} {:032x} edges {} {:032x} requests {:032x}",
+            status.memories,
+            status.memory_digest,
+            status.edges,
+            status.edge_digest,
+            status.request_digest
         ),
         topology,
         overlay: format!("{:016x}", super::trace::digest(overlay.as_bytes())),

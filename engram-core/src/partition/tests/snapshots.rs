@@ -82,6 +82,7 @@ fn an_installed_snapshot_is_the_partition() {
         (was.memory_digest, was.edge_digest),
         (is.memory_digest, is.edge_digest)
     );
+    assert_eq!(was.request_digest, is.request_digest);
     assert_eq!(was.index, is.index, "no job is to be run again");
     assert_eq!(
         copy.marked(MarkId(3)).expect("reads"),

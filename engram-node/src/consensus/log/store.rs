@@ -17,6 +17,7 @@ use super::writer::LogWriter;
 use crate::consensus::codec::{LogIdRecord, VoteRecord, corrupt, unversioned, versioned};
 use crate::consensus::keys;
 use crate::consensus::runtime::{Entry, LogId, Types, Vote};
+use crate::consensus::state::LogEnds;
 use crate::seams::Seams;
 
 /// A group's log. Clones share it, and read it.
@@ -97,6 +98,15 @@ impl LogStore {
         Ok(Self {
             shared: Arc::new(shared),
         })
+    }
+
+    /// Up to where the log was purged, and its last entry.
+    pub fn ends(&self) -> LogEnds {
+        let state = self.shared.state.lock();
+        LogEnds {
+            purged: state.purged,
+            last: state.last,
+        }
     }
 
     /// Whether nothing was ever written: no vote, no entry.

@@ -57,7 +57,7 @@ impl StoreBuilder<Types, LogStore, StateMachine, tempfile::TempDir> for Builder 
         let snapshots = SnapshotStore::new(&seams(), dir.path(), u64::MAX);
         let log = open(&storage);
         let (state, _gone) =
-            StateMachine::open(GROUP, &seams(), storage, machine, snapshots).unwrap();
+            StateMachine::open(GROUP, &seams(), storage, machine, snapshots, log.ends()).unwrap();
         Ok((dir, log, state))
     }
 }

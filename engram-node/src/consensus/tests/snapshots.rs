@@ -1,10 +1,14 @@
 //! Replicas that can only catch up by a snapshot.
 
+use engram_core::storage::{Batch, Durability, Family, Storage as _};
 use engram_core::types::NodeId;
 
 use super::GROUP;
 use super::cluster::Cluster;
 use crate::consensus::ConsensusConfig;
+
+/// Bytes of the key of a log record: group, tag, index.
+const LOG_RECORD_KEY_BYTES: usize = 17;
 
 fn snapshot_often(config: &mut ConsensusConfig) {
     config.snapshot_every_entries = 50;
@@ -83,6 +87,52 @@ async fn a_new_member_begins_with_a_snapshot() {
     cluster.put(leader, "after", "1").await.unwrap();
     cluster
         .eventually("it follows", || cluster.get(fresh, "after").is_some())
+        .await;
+    cluster.shutdown().await;
+}
+
+/// Deletes the last `count` records of a node's log, as a crash does that came after their entries
+/// were applied and before they were written.
+fn lose_log_records(cluster: &Cluster, node: NodeId, count: usize) {
+    let storage = cluster.storage(node);
+    let mut records = storage.keys_on_disk(Family::Log);
+    records.retain(|key| key.len() == LOG_RECORD_KEY_BYTES);
+    assert!(records.len() > count, "the log is short already");
+    let mut batch = Batch::new();
+    for key in records.split_off(records.len() - count) {
+        batch.delete(Family::Log, key);
+    }
+    storage.write(batch, Durability::Sync).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_state_got_to_the_disk_before_its_log_goes_on() {
+    let cluster = Cluster::start_with(1, snapshot_often).await;
+    let node = cluster.leader().await;
+    write_beyond_a_purge(&cluster, node).await;
+    for round in 0..2 {
+        cluster.kill(node).await;
+        lose_log_records(&cluster, node, 1);
+        cluster.restart(node).await;
+        let leader = cluster.leader().await;
+        assert!(has_all(&cluster, node));
+        for key in 0..3 {
+            let key = format!("after{round}-{key}");
+            cluster.put(leader, &key, "1").await.unwrap();
+        }
+    }
+    // What is left of the log and the new snapshot are enough for a replica that has nothing.
+    let fresh = NodeId(2);
+    let address = cluster.add_node(fresh).await;
+    let consensus = cluster.consensus(node);
+    consensus
+        .add_member(GROUP, fresh, address, false)
+        .await
+        .unwrap();
+    cluster
+        .eventually("the new member has all", || {
+            has_all(&cluster, fresh) && cluster.get(fresh, "after1-2").is_some()
+        })
         .await;
     cluster.shutdown().await;
 }
