@@ -400,9 +400,9 @@ mod tests {
         fn check(&self, travels: impl Fn(&[u8]) -> bool) -> TableCheck {
             let mut check = TableCheck::default();
             let all = keys::partition_metadata(P);
-            for entry in
-                self.storage
-                    .scan(Family::Metadata, &all.start, &all.end, Order::Ascending)
+            for entry in self
+                .storage
+                .scan(Family::Metadata, &all.start, &all.end, Order::Ascending)
             {
                 let (key, value) = entry.expect("reads");
                 if travels(&key) {

@@ -286,9 +286,8 @@ fn receive(
         match kind {
             ChunkKind::Index => index.extend_from_slice(&payload),
             ChunkKind::Records => {
-                let records = take_records(&payload, &allowed).ok_or_else(|| {
-                    chunks.damaged("it holds what is no record of the partition")
-                })?;
+                let records = take_records(&payload, &allowed)
+                    .ok_or_else(|| chunks.damaged("it holds what is no record of the partition"))?;
                 for (family, key, value) in records {
                     if family == Family::Metadata {
                         table.take(id, key, value)?;
@@ -315,10 +314,7 @@ fn receive(
 type Record<'a> = (Family, &'a [u8], &'a [u8]);
 
 /// The records of a chunk; `None` when one does not belong to the partition.
-fn take_records<'a>(
-    payload: &'a [u8],
-    allowed: &[(Family, KeyRange)],
-) -> Option<Vec<Record<'a>>> {
+fn take_records<'a>(payload: &'a [u8], allowed: &[(Family, KeyRange)]) -> Option<Vec<Record<'a>>> {
     let (code, mut rest) = payload.split_first()?;
     let family = *Family::ALL
         .iter()

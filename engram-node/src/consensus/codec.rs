@@ -12,16 +12,16 @@ use openraft::vote::RaftLeaderId as _;
 use serde::{Deserialize, Serialize};
 
 use super::runtime::{
-    Command, LeaderId, LogId, Membership, Payload, PeerNode, SnapshotMeta, StoredMembership, Vote,
+    Command, CommittedLeaderId, LeaderId, LogId, Membership, Payload, PeerNode, SnapshotMeta,
+    StoredMembership, Vote,
 };
 
 /// First byte of every record that this module writes.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogIdRecord {
     pub term: u64,
-    pub leader: u64,
     pub index: u64,
 }
 
@@ -29,7 +29,6 @@ impl From<LogId> for LogIdRecord {
     fn from(id: LogId) -> Self {
         Self {
             term: id.leader_id.term,
-            leader: id.leader_id.node_id,
             index: id.index,
         }
     }
@@ -37,7 +36,7 @@ impl From<LogId> for LogIdRecord {
 
 impl From<LogIdRecord> for LogId {
     fn from(record: LogIdRecord) -> Self {
-        Self::new(LeaderId::new(record.term, record.leader), record.index)
+        Self::new(CommittedLeaderId::new(record.term), record.index)
     }
 }
 
@@ -52,7 +51,7 @@ impl From<Vote> for VoteRecord {
     fn from(vote: Vote) -> Self {
         Self {
             term: vote.leader_id.term,
-            node: vote.leader_id.node_id,
+            node: vote.leader_id.voted_for,
             committed: vote.committed,
         }
     }

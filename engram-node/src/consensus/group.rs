@@ -61,11 +61,13 @@ impl Group {
     }
 
     pub fn leadership(&self) -> Leadership {
-        let metrics = self.raft.server_metrics();
+        // Both from the same vote: the one in the server's metrics is that of the last write, which
+        // may be an earlier one than the leader's.
+        let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         Leadership {
             leader: metrics.current_leader.map(NodeId),
-            epoch: metrics.vote.leader_id.term,
+            epoch: metrics.current_term,
         }
     }
 

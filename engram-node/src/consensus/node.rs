@@ -402,16 +402,17 @@ fn groups_on_disk(storage: &dyn Storage) -> BTreeSet<GroupId> {
     found
 }
 
-/// Writes the first membership entry.
+/// Writes the first membership entry. Where there are several founders, each of them may write it, at
+/// a time of its own, and all must write the same: so it has no addresses, which may change meanwhile.
 async fn bootstrap(raft: &Raft, spec: &GroupSpec) -> Result<(), StartError> {
-    let members = spec.voters.iter();
-    let members = members.map(|(id, address)| {
-        (
-            id.0,
-            PeerNode {
-                address: address.clone(),
-            },
-        )
+    let alone = spec.voters.len() == 1;
+    let members = spec.voters.iter().map(|(id, address)| {
+        let address = if alone {
+            address.clone()
+        } else {
+            String::new()
+        };
+        (id.0, PeerNode { address })
     });
     let members: BTreeMap<_, _> = members.collect();
     match raft.initialize(members).await {

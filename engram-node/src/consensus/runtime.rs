@@ -16,6 +16,9 @@ openraft::declare_raft_types!(
         NodeId       = u64,
         Node         = PeerNode,
         Term         = u64,
+        // At most one leader in a term, as in Raft: elsewhere a term is an epoch, and names one
+        // primary. openraft's default lets a second node lead in the same term.
+        LeaderId     = openraft::impls::leader_id_std::LeaderId<u64, u64>,
         AsyncRuntime = Runtime,
 );
 
@@ -23,6 +26,7 @@ pub type Raft = openraft::Raft<Types, super::state::StateMachine>;
 pub type LogId = openraft::alias::LogIdOf<Types>;
 pub type Vote = openraft::alias::VoteOf<Types>;
 pub type LeaderId = openraft::alias::LeaderIdOf<Types>;
+pub type CommittedLeaderId = openraft::alias::CommittedLeaderIdOf<Types>;
 pub type Entry = openraft::alias::EntryOf<Types>;
 pub type Payload = openraft::alias::PayloadOf<Types>;
 pub type Membership = openraft::Membership<u64, PeerNode>;
@@ -33,7 +37,7 @@ pub type Snapshot = openraft::alias::SnapshotOf<Types, super::snapshot::Snapshot
 /// A member of a group, as its membership entries carry it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerNode {
-    /// `host:port` of the peer port.
+    /// `host:port` of the peer port; empty where the cluster map has to say it.
     pub address: String,
 }
 

@@ -55,22 +55,13 @@ pub fn read_vote(vote: Option<RaftVote>) -> Result<Vote, Malformed> {
 }
 
 fn log_id(id: LogId) -> RaftLogId {
-    let LogIdRecord {
-        term,
-        leader,
-        index,
-    } = id.into();
-    RaftLogId {
-        term,
-        leader,
-        index,
-    }
+    let LogIdRecord { term, index } = id.into();
+    RaftLogId { term, index }
 }
 
 fn read_log_id(id: RaftLogId) -> LogId {
     LogIdRecord {
         term: id.term,
-        leader: id.leader,
         index: id.index,
     }
     .into()

@@ -37,6 +37,7 @@ pub fn apply(map: &mut ClusterMap, command: &ControlCommand) -> ControlReply {
         ControlCommand::RegisterNode(node) => register_node(map, node),
         ControlCommand::CreateSpace(space) => create_space(map, space),
         ControlCommand::DropSpace { name } => drop_space(map, name),
+        ControlCommand::FinishDrop { partition } => Ok(finish_drop(map, *partition)),
         ControlCommand::AllocateMark => {
             let mark = take(&mut map.next_mark);
             Ok(ControlOutcome::MarkAllocated { mark: MarkId(mark) })
@@ -172,7 +173,11 @@ fn create_space(map: &mut ClusterMap, space: &NewSpace) -> Result<ControlOutcome
             Some(reason) => Err(ControlRefusal::SpaceExistsDifferent { reason }),
         };
     }
-    if map.spaces.len() >= SPACES_MAX {
+    if map.being_dropped(&space.config.name).is_some() {
+        let name = space.config.name.clone();
+        return Err(ControlRefusal::SpaceBeingDropped { name });
+    }
+    if map.spaces.len() + map.dropping.len() >= SPACES_MAX {
         return Err(ControlRefusal::Limit {
             reason: format!("a cluster has {SPACES_MAX} spaces"),
         });
@@ -337,28 +342,36 @@ fn shared_group(map: &mut ClusterMap, nodes: &[NodeId]) -> GroupId {
     *emptiest.unwrap_or_else(|| panic!("there are {SHARED_GROUPS_MAX} shared groups"))
 }
 
+/// The first half: nobody who knows this map serves the space any more.
 fn drop_space(map: &mut ClusterMap, name: &str) -> Result<ControlOutcome, ControlRefusal> {
+    if let Some(space) = map.being_dropped(name) {
+        let space = space.config.space;
+        return Ok(ControlOutcome::SpaceDropped { space });
+    }
     let Some(id) = map.space(name).map(|space| space.config.space) else {
         return Err(ControlRefusal::UnknownSpace {
             name: name.to_owned(),
         });
     };
-    let partitions = map
-        .spaces
-        .remove(&id)
-        .map(|space| space.partitions)
-        .unwrap_or_default();
-    for partition in partitions {
+    map.dropping.extend(map.spaces.remove_entry(&id));
+    Ok(ControlOutcome::SpaceDropped { space: id })
+}
+
+/// The second half, partition by partition: the group has dropped it.
+fn finish_drop(map: &mut ClusterMap, partition: PartitionId) -> ControlOutcome {
+    let mut groups = Vec::new();
+    map.dropping.retain(|_, space| {
+        let gone = space.partitions.extract_if(.., |it| it.id == partition);
+        groups.extend(gone.map(|it| it.group));
+        !space.partitions.is_empty()
+    });
+    for group in groups {
         // A shared group stays for the next small space: it has proved that it works.
-        if map
-            .groups
-            .get(&partition.group)
-            .is_some_and(|group| !group.shared)
-        {
-            map.groups.remove(&partition.group);
+        if map.groups.get(&group).is_some_and(|group| !group.shared) {
+            map.groups.remove(&group);
         }
     }
-    Ok(ControlOutcome::SpaceDropped { space: id })
+    ControlOutcome::Done
 }
 
 #[cfg(test)]

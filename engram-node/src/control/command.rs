@@ -4,7 +4,7 @@
 //! applies it. What must hold: everything random or timed is in the command, so that every replica
 //! arrives at the same map.
 
-use engram_core::types::{GroupId, MarkId, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{GroupId, MarkId, NodeId, PartitionId, SpaceConfig, SpaceId};
 
 use super::map::{ClusterId, MoveCause, MoveId, NodeState};
 
@@ -19,8 +19,15 @@ pub enum ControlCommand {
     /// A node joins, or says where it can be reached now. Idempotent by identity.
     RegisterNode(NodeDescription),
     CreateSpace(NewSpace),
+    /// The space is there no more. Its name stays taken until all its partitions are known to be
+    /// dropped.
     DropSpace {
         name: String,
+    },
+    /// Proposed by the leader of the partition's group once the group's own log has dropped it: from
+    /// then on no node can serve it as if it were there, however old its map is.
+    FinishDrop {
+        partition: PartitionId,
     },
     /// A fresh verification mark.
     AllocateMark,
@@ -135,6 +142,9 @@ pub enum ControlRefusal {
     SpaceExistsDifferent { reason: String },
     #[error("no space is named {name:?}")]
     UnknownSpace { name: String },
+    /// Until all replicas know.
+    #[error("a space named {name:?} is still being dropped")]
+    SpaceBeingDropped { name: String },
     #[error("{reason}")]
     InvalidConfig { reason: String },
     #[error("the placement is not possible: {reason}")]

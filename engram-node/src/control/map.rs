@@ -17,7 +17,7 @@ pub const CONTROL_VOTERS_MAX: usize = 5;
 pub struct ClusterId(pub [u8; 16]);
 
 /// Format of the encoded map; the first byte of every copy on disk and in snapshots.
-const MAP_FORMAT: u8 = 2;
+const MAP_FORMAT: u8 = 3;
 
 /// Why bytes are no cluster map.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,10 @@ pub struct ClusterMap {
     pub index: u64,
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     pub spaces: BTreeMap<SpaceId, SpaceRecord>,
+    /// Spaces that were dropped, with those of their partitions whose groups may not know it yet.
+    /// Until they all do, a node with an older map finds the old space under its name, and replicas
+    /// that serve it; so nobody gets the name before.
+    pub dropping: BTreeMap<SpaceId, SpaceRecord>,
     pub groups: BTreeMap<GroupId, GroupRecord>,
     pub next_node: u64,
     pub next_space: u64,
@@ -211,6 +215,21 @@ impl ClusterMap {
             .filter(move |(_, partition)| partition.group == group)
     }
 
+    /// The partitions of dropped spaces that `group` may still serve.
+    pub fn dropping_of(&self, group: GroupId) -> impl Iterator<Item = PartitionId> {
+        let spaces = self.dropping.values();
+        let partitions = spaces.flat_map(|space| &space.partitions);
+        partitions
+            .filter(move |partition| partition.group == group)
+            .map(|partition| partition.id)
+    }
+
+    /// The dropped space that still has this name, if there is one.
+    #[must_use]
+    pub fn being_dropped(&self, name: &str) -> Option<&SpaceRecord> {
+        self.dropping.values().find(|it| it.config.name == name)
+    }
+
     #[must_use]
     pub fn partition(&self, id: PartitionId) -> Option<(&SpaceRecord, PartitionRecord)> {
         self.partitions().find(|(_, partition)| partition.id == id)
@@ -281,6 +300,22 @@ impl ClusterMap {
                 next == SlotRange::ALL.end,
                 "the slots of a space are not covered"
             );
+        }
+        for space in self.dropping.values() {
+            assert!(!space.partitions.is_empty(), "a dropped space is over");
+            let name = &space.config.name;
+            assert!(self.space(name).is_none(), "a name that is taken twice");
+            for partition in &space.partitions {
+                assert!(
+                    partitions.insert(partition.id),
+                    "partition {} twice",
+                    partition.id
+                );
+                assert!(
+                    self.groups.contains_key(&partition.group),
+                    "a partition is being dropped from no group"
+                );
+            }
         }
         for group in self.groups.values() {
             assert!(group.id.0 < self.next_group, "group id was never given out");

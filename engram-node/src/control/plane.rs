@@ -313,6 +313,7 @@ fn is_repeatable(command: &ControlCommand) -> bool {
         ControlCommand::InitCluster { .. }
         | ControlCommand::RegisterNode(_)
         | ControlCommand::CreateSpace(_)
+        | ControlCommand::FinishDrop { .. }
         | ControlCommand::AllocateMark
         | ControlCommand::SetNodeState { .. }
         | ControlCommand::RemoveNode { .. }

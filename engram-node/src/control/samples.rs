@@ -1,6 +1,8 @@
 //! Commands for tests.
 
-use engram_core::types::{Decay, GroupId, IndexParameters, Metric, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{
+    Decay, GroupId, IndexParameters, Metric, NodeId, PartitionId, SpaceConfig, SpaceId,
+};
 
 use super::command::{ControlCommand, NewMove, NewSpace, NodeDescription};
 use super::map::{ClusterId, MoveCause, MoveId, NodeState};
@@ -64,6 +66,9 @@ pub fn commands() -> Vec<ControlCommand> {
         ControlCommand::AllocateMark,
         ControlCommand::DropSpace {
             name: "words".into(),
+        },
+        ControlCommand::FinishDrop {
+            partition: PartitionId(2),
         },
         ControlCommand::RegisterNode(node(4)),
         ControlCommand::AlterSpace {

@@ -4,7 +4,7 @@
 //! identity.
 
 use bytes::Bytes;
-use engram_core::types::{GroupId, MarkId, NodeId, SpaceConfig, SpaceId};
+use engram_core::types::{GroupId, MarkId, NodeId, PartitionId, SpaceConfig, SpaceId};
 use engram_proto::control as wire;
 use prost::Message as _;
 
@@ -45,6 +45,9 @@ pub fn encode_command(command: &ControlCommand) -> Bytes {
         ControlCommand::DropSpace { name } => {
             Command::DropSpace(wire::DropSpace { name: name.clone() })
         }
+        ControlCommand::FinishDrop { partition } => Command::FinishDrop(wire::FinishDrop {
+            partition: partition.0,
+        }),
         ControlCommand::AllocateMark => Command::AllocateMark(wire::AllocateMark {}),
         ControlCommand::SetNodeState { node, state } => Command::SetNodeState(wire::SetNodeState {
             node: node.0,
@@ -101,6 +104,9 @@ pub fn decode_command(bytes: &[u8]) -> Result<ControlCommand, WireError> {
             Command::RegisterNode(node) => ControlCommand::RegisterNode(node.try_into()?),
             Command::CreateSpace(space) => ControlCommand::CreateSpace(space.try_into()?),
             Command::DropSpace(drop) => ControlCommand::DropSpace { name: drop.name },
+            Command::FinishDrop(finish) => ControlCommand::FinishDrop {
+                partition: PartitionId(finish.partition),
+            },
             Command::AllocateMark(wire::AllocateMark {}) => ControlCommand::AllocateMark,
             Command::SetNodeState(set) => ControlCommand::SetNodeState {
                 node: NodeId(set.node),
@@ -348,6 +354,7 @@ impl From<&ControlRefusal> for wire::Refusal {
                 (Code::SpaceExistsDifferent, reason.as_str())
             }
             ControlRefusal::UnknownSpace { name } => (Code::UnknownSpace, name.as_str()),
+            ControlRefusal::SpaceBeingDropped { name } => (Code::SpaceBeingDropped, name.as_str()),
             ControlRefusal::InvalidConfig { reason } => (Code::InvalidConfig, reason.as_str()),
             ControlRefusal::InvalidPlacement { reason } => {
                 (Code::InvalidPlacement, reason.as_str())
@@ -379,6 +386,7 @@ impl TryFrom<wire::Refusal> for ControlRefusal {
             Ok(Code::OtherCluster) => Self::OtherCluster { reason },
             Ok(Code::SpaceExistsDifferent) => Self::SpaceExistsDifferent { reason },
             Ok(Code::UnknownSpace) => Self::UnknownSpace { name: reason },
+            Ok(Code::SpaceBeingDropped) => Self::SpaceBeingDropped { name: reason },
             Ok(Code::InvalidConfig) => Self::InvalidConfig { reason },
             Ok(Code::InvalidPlacement) => Self::InvalidPlacement { reason },
             Ok(Code::InvalidNode) => Self::InvalidNode { reason },
@@ -429,6 +437,9 @@ mod tests {
             }),
             Err(ControlRefusal::NotInitialized),
             Err(ControlRefusal::UnknownSpace {
+                name: "words".into(),
+            }),
+            Err(ControlRefusal::SpaceBeingDropped {
                 name: "words".into(),
             }),
             Err(ControlRefusal::SpaceExistsDifferent {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::LocalPartitions;
 use super::mover::Overlays;
 use crate::consensus::{Consensus, GroupSpec};
-use crate::control::{ClusterMap, ControlPlane, GroupRecord};
+use crate::control::{ClusterMap, ControlCommand, ControlPlane, GroupRecord};
 use crate::seams::Seams;
 
 /// How often the node looks when the map has not changed.
@@ -45,6 +45,12 @@ pub enum Step {
         partition: PartitionId,
     },
     Drop {
+        group: GroupId,
+        partition: PartitionId,
+    },
+    /// The same for a partition whose space was just dropped; the control plane is told when the
+    /// group's log has it.
+    FinishDrop {
         group: GroupId,
         partition: PartitionId,
     },
@@ -129,9 +135,16 @@ fn partition_steps(map: &ClusterMap, group: GroupId, running: &Running, steps: &
             partition: *partition,
         });
     }
+    let dropping: BTreeSet<PartitionId> = map.dropping_of(group).collect();
+    for partition in &dropping {
+        steps.push(Step::FinishDrop {
+            group,
+            partition: *partition,
+        });
+    }
     for partition in existing
         .difference(&wanted)
-        .filter(|it| it.0 < map.next_partition)
+        .filter(|it| it.0 < map.next_partition && !dropping.contains(it))
     {
         steps.push(Step::Drop {
             group,
@@ -241,6 +254,7 @@ impl Reconciler {
                 self.propose(group, partition, &PartitionCommand::Drop, "dropped")
                     .await;
             }
+            Step::FinishDrop { group, partition } => self.finish_drop(group, partition).await,
         }
     }
 
@@ -289,6 +303,27 @@ impl Reconciler {
         self.propose(group, partition, &command, "created").await;
     }
 
+    /// Drops a partition by the group's own log, also where it was not even created yet, and then
+    /// tells the control plane. What it may have been told before does no harm.
+    async fn finish_drop(&self, group: GroupId, partition: PartitionId) {
+        let entry = encode_group_command(partition, &PartitionCommand::Drop);
+        if let Err(error) = self.consensus.propose(group, entry, PROPOSE_WAIT).await {
+            tracing::debug!(group = group.0, partition = partition.0, %error, "not dropped yet");
+            return;
+        }
+        let finish = ControlCommand::FinishDrop { partition };
+        match self.plane.execute(finish, PROPOSE_WAIT).await {
+            Ok(_) => tracing::info!(
+                group = group.0,
+                partition = partition.0,
+                "partition dropped"
+            ),
+            Err(error) => {
+                tracing::debug!(group = group.0, partition = partition.0, %error, "not told yet");
+            }
+        }
+    }
+
     async fn propose(
         &self,
         group: GroupId,
@@ -320,7 +355,7 @@ impl Reconciler {
 mod tests {
     use super::*;
     use crate::control::apply::apply;
-    use crate::control::{ControlCommand, samples};
+    use crate::control::samples;
 
     const ME: NodeId = NodeId(1);
 
@@ -337,6 +372,15 @@ mod tests {
             apply(&mut map, &command).outcome.expect("accepted");
         }
         map
+    }
+
+    fn finish_drops(map: &mut ClusterMap) {
+        let dropping = map.dropping.values().flat_map(|space| &space.partitions);
+        let dropping: Vec<PartitionId> = dropping.map(|partition| partition.id).collect();
+        for partition in dropping {
+            let finish = ControlCommand::FinishDrop { partition };
+            apply(map, &finish).outcome.expect("finished");
+        }
     }
 
     fn running(groups: &[(u64, Option<u64>, &[u64])]) -> Running {
@@ -387,12 +431,22 @@ mod tests {
             name: "small".into(),
         };
         apply(&mut map, &drop_small).outcome.expect("dropped");
+        let (group, partition) = (GroupId(3), PartitionId(3));
+        // Also when the partition is gone here, or was never there: the control plane has to hear it.
+        for partitions in [&[3][..], &[]] {
+            let at = running(&[
+                (1, Some(1), &[1]),
+                (2, Some(2), &[]),
+                (3, Some(1), partitions),
+            ]);
+            assert_eq!(
+                steps(&map, ME, &at),
+                [Step::FinishDrop { group, partition }]
+            );
+        }
+        finish_drops(&mut map);
         let at = running(&[(1, Some(1), &[1]), (2, Some(2), &[]), (3, Some(1), &[3])]);
-        let drop = Step::Drop {
-            group: GroupId(3),
-            partition: PartitionId(3),
-        };
-        assert_eq!(steps(&map, ME, &at), [drop]);
+        assert_eq!(steps(&map, ME, &at), [Step::Drop { group, partition }]);
     }
 
     #[test]
@@ -405,6 +459,7 @@ mod tests {
         at.remains = BTreeSet::from([GroupId(1), GroupId(77)]);
         assert!(!steps(&map, ME, &at).contains(&Step::Remove(GroupId(1))));
         apply(&mut map, &drop_words).outcome.expect("dropped");
+        finish_drops(&mut map);
         assert_eq!(steps(&map, ME, &at), [Step::Remove(GroupId(1))]);
     }
 
@@ -442,6 +497,7 @@ mod tests {
             name: "words".into(),
         };
         apply(&mut map, &drop_words).outcome.expect("dropped");
+        finish_drops(&mut map);
         let at = running(&[(1, Some(1), &[1]), (3, Some(1), &[3]), (77, None, &[])]);
         assert_eq!(steps(&map, ME, &at), [Step::Remove(GroupId(1))]);
     }

@@ -95,6 +95,21 @@ impl DataMachine {
         Ok(applied)
     }
 
+    /// The space is gone before its partition was ever created here: who proposes that later, with
+    /// an older map, must not bring it to life.
+    fn drop_unborn(&self, id: PartitionId, mut batch: Batch) -> Result<Applied, MachineError> {
+        let mut partitions = self.partitions.lock();
+        let mut changed = partitions.clone();
+        changed.dropped.insert(id);
+        changed.put(self.group, &mut batch);
+        self.shared.storage.write(batch, Durability::Buffered)?;
+        *partitions = changed;
+        Ok(Applied {
+            sequence: Sequence(0),
+            outcomes: Vec::new(),
+        })
+    }
+
     /// An entry for a partition that the group does not have (any more): it changes nothing but
     /// the group's position.
     fn skip(&self, command: &PartitionCommand, batch: Batch) -> Result<Applied, MachineError> {
@@ -144,6 +159,7 @@ impl DataMachine {
                 })
             }
             (_, None) if alive => Err(corrupt(id, "it is incomplete").into()),
+            (PartitionCommand::Drop, None) if !dropped => self.drop_unborn(id, batch),
             (command, None) => self.skip(&command, batch),
             (PartitionCommand::Drop, Some(open)) => self.drop_partition(&open, entry, batch),
             (command, Some(open)) => open.apply(&command, entry, batch).map_err(apply_error),

@@ -11,9 +11,10 @@ use tonic::{Request, Response, Status};
 
 use super::failure::Failure;
 use super::input::Requester;
+use super::token::Freshness;
 use super::{REQUESTS_IN_FLIGHT_MAX, Services, WAIT_DEFAULT, WAIT_MAX, status};
-use crate::control::SpaceRecord;
-use crate::routing::Deadline;
+use crate::control::{ClusterMap, SpaceRecord};
+use crate::routing::{Deadline, ReadError};
 use crate::seams::Seams;
 
 /// What a server keeps of a call's time, so that its answer arrives before the caller gives up.
@@ -112,6 +113,41 @@ impl Services {
         Err(Failure::UnknownSpace {
             name: name.to_owned(),
         })
+    }
+
+    /// As [`Self::space`], for a read. A session that has seen a partition which this node's map does
+    /// not know yet is not shown what that map has under the name: it may have been dropped since.
+    ///
+    /// # Errors
+    /// When there is none, or the map does not come to know the partition in time.
+    pub async fn space_for(
+        &self,
+        name: &str,
+        freshness: &Freshness,
+        deadline: Deadline,
+    ) -> Result<SpaceRecord, Failure> {
+        if let Some(partition) = freshness.newest_partition()
+            && !self
+                .wait_for_map(deadline, |map| map.next_partition > partition.0)
+                .await
+        {
+            let cause = "this node's map does not know it yet".into();
+            return Err(Failure::Read(ReadError::Behind { partition, cause }));
+        }
+        self.space(name, deadline).await
+    }
+
+    /// Waits until this node's map is as wanted; false when the deadline came first.
+    pub async fn wait_for_map(
+        &self,
+        deadline: Deadline,
+        wanted: impl Fn(&ClusterMap) -> bool + Send,
+    ) -> bool {
+        let seams = self.router().seams();
+        let mut map = self.router().watch_map();
+        let reached = map.wait_for(|map| wanted(map));
+        let waited = seams.timeout(deadline.left(seams), reached).await;
+        matches!(waited, Ok(Ok(_)))
     }
 
     /// Who asks: the client, or this server in the name of one that cannot repeat its call.

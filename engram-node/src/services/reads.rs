@@ -54,7 +54,7 @@ impl Services {
     ) -> Result<v1::GetResponse, Failure> {
         input::at_most("ids", "ids", request.ids.len(), GET_IDS_MAX)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
-        let space = self.space(&request.space, deadline).await?;
+        let space = self.space_for(&request.space, &freshness, deadline).await?;
         let by_place = by_partition(&space, &request.ids)?;
         let reading = Reading {
             space: &space,
@@ -154,7 +154,7 @@ impl Services {
             }
         };
         let freshness = Freshness::of(request.consistency, request.token)?;
-        let space = self.space(&request.space, deadline).await?;
+        let space = self.space_for(&request.space, &freshness, deadline).await?;
         let reading = Reading {
             space: &space,
             freshness: &freshness,

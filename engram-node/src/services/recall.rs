@@ -45,7 +45,7 @@ impl Services {
         )?;
         input::filter(&request.filter)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
-        let space = self.space(&request.space, deadline).await?;
+        let space = self.space_for(&request.space, &freshness, deadline).await?;
         let reading = Reading {
             space: &space,
             freshness: &freshness,

@@ -10,9 +10,10 @@ use engram_proto::peer::{ReadQuery, StatusQuery};
 use engram_proto::v1;
 use futures::future::join_all;
 
+use super::ControlFailure;
 use super::Services;
 use super::failure::{Failure, InputError};
-use crate::control::{ControlCommand, ControlRefusal, NewSpace, SpaceRecord};
+use crate::control::{ControlCommand, ControlOutcome, ControlRefusal, NewSpace, SpaceRecord};
 use crate::membership::Liveness;
 use crate::placement::planner::plan_space;
 use crate::routing::{Deadline, ReadAt};
@@ -51,8 +52,8 @@ impl Services {
             replicas,
             placement,
         });
-        let wait = deadline.left(self.router().seams());
-        self.inner.controls.execute(command, wait).await?.outcome?;
+        self.create_when_free(&request.name, command, deadline)
+            .await?;
         let space = self.space(&request.name, deadline).await?;
         // The seed is this call's own: with another one, the space was there before.
         if !request.if_not_exists && space.config.index.level_seed != level_seed {
@@ -60,6 +61,28 @@ impl Services {
         }
         self.wait_ready(&space, deadline).await;
         Ok(api_space(&space))
+    }
+
+    /// Executes the creation once no dropped space has the name any more.
+    async fn create_when_free(
+        &self,
+        name: &str,
+        command: ControlCommand,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        loop {
+            let wait = deadline.left(self.router().seams());
+            let reply = self.inner.controls.execute(command.clone(), wait).await?;
+            match reply.outcome {
+                Err(ControlRefusal::SpaceBeingDropped { .. })
+                    if self
+                        .wait_for_map(deadline, |map| {
+                            map.index >= reply.index && map.being_dropped(name).is_none()
+                        })
+                        .await => {}
+                outcome => return Ok(outcome.map(drop)?),
+            }
+        }
     }
 
     /// Gives the partitions time to get their primaries, so that the first write finds them. It is
@@ -128,8 +151,23 @@ impl Services {
     ) -> Result<v1::DropSpaceResponse, Failure> {
         let wait = deadline.left(self.router().seams());
         let command = ControlCommand::DropSpace { name: request.name };
-        self.inner.controls.execute(command, wait).await?.outcome?;
-        Ok(v1::DropSpaceResponse {})
+        let reply = self.inner.controls.execute(command, wait).await?;
+        let ControlOutcome::SpaceDropped { space } = reply.outcome? else {
+            return Err(Failure::Internal("a drop was answered with else".into()));
+        };
+        // Who hears that it is gone may make it again, through any node. So no node may serve it any
+        // more, however old its map is.
+        let gone = self.wait_for_map(deadline, |map| {
+            map.index >= reply.index && !map.dropping.contains_key(&space)
+        });
+        if gone.await {
+            return Ok(v1::DropSpaceResponse {});
+        }
+        Err(Failure::Control(ControlFailure {
+            unknown: true,
+            leader: self.inner.controls.leader(),
+            reason: "the space is being dropped, not all of its groups have learned it yet".into(),
+        }))
     }
 
     pub(super) fn alive_nodes(&self) -> u32 {

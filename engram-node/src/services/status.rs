@@ -262,6 +262,9 @@ fn judge_refusal(refusal: &ControlRefusal) -> Verdict {
             "engram space describe NAME",
         ),
         ControlRefusal::UnknownSpace { .. } => refused(Code::NotFound, "UNKNOWN_SPACE", SEE_SPACES),
+        ControlRefusal::SpaceBeingDropped { .. } => {
+            passing(Code::Unavailable, "SPACE_BEING_DROPPED", SEE_PARTITIONS)
+        }
         ControlRefusal::InvalidConfig { .. } => {
             refused(Code::InvalidArgument, "INVALID_CONFIGURATION", "")
         }

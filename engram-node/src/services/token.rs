@@ -85,6 +85,15 @@ impl Freshness {
         }
     }
 
+    /// The newest partition that the session has seen.
+    #[must_use]
+    pub fn newest_partition(&self) -> Option<PartitionId> {
+        match self {
+            Self::Session(positions) => positions.0.last_key_value().map(|(id, _)| *id),
+            Self::Linearizable | Self::Stale => None,
+        }
+    }
+
     /// What it asks of one partition.
     #[must_use]
     pub fn at(&self, partition: PartitionId) -> ReadAt {
@@ -125,7 +134,9 @@ mod tests {
         let Freshness::Session(held) = Freshness::of(2, Some(positions.token())).unwrap() else {
             panic!("consistency 2 is session");
         };
-        assert_eq!(Freshness::Session(held).at(PartitionId(3)), {
+        let held = Freshness::Session(held);
+        assert_eq!(held.newest_partition(), Some(PartitionId(4)));
+        assert_eq!(held.at(PartitionId(3)), {
             let overlay = OverlayContext::from_parts([], [dot]);
             ReadAt::Session(EdgeContext {
                 sequence: Sequence(9),

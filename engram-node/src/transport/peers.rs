@@ -90,8 +90,11 @@ impl Peers {
         }
     }
 
-    /// As [`Peers::set_address`], but a known address stays.
+    /// As [`Peers::set_address`], but a known address stays, and an empty one says nothing.
     pub fn suggest_address(&self, node: NodeId, address: &str) {
+        if address.is_empty() {
+            return;
+        }
         let mut nodes = self.shared.nodes.lock();
         nodes.entry(node).or_insert_with(|| Peer {
             address: address.to_owned(),

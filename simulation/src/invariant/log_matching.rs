@@ -16,10 +16,6 @@ use crate::plan::Host;
 /// Entries behind the last one known that are read again, since they may have been replaced.
 const REREAD_ENTRIES: u64 = 64;
 
-/// In it there is no election: each founding member writes the same first membership, with its own
-/// name in the entry's id. The first primary's replaces the others.
-const FIRST_TERM: u64 = 0;
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Seen {
     content: u32,
@@ -50,7 +46,7 @@ impl Watcher for LogMatching {
                 *read = group.last_log_index;
                 let range = from..group.last_log_index + 1;
                 let entries = moment.logs.log(node.host, group.group, range);
-                for entry in entries.into_iter().filter(|entry| entry.term > FIRST_TERM) {
+                for entry in entries {
                     let here = Seen {
                         content: entry.content,
                         previous_term: entry.previous_term,

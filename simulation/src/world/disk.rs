@@ -24,7 +24,7 @@ use super::trace::digest;
 /// Bytes of the key of a log entry: group, tag, index.
 const LOG_RECORD_KEY_BYTES: usize = 17;
 /// Bits of a log record before its payload.
-const LOG_HEADER_BITS: usize = 29 * 8;
+const LOG_HEADER_BITS: usize = 21 * 8;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! One log record:
 //!
 //! ```text
-//! version u8 | crc32c u32 | term u64 | leader u64 | index u64 | payload (postcard)
+//! version u8 | crc32c u32 | term u64 | index u64 | payload (postcard)
 //! ```
 //!
 //! Integers are big-endian. The checksum covers its predecessor's checksum, the version and all
@@ -16,7 +16,7 @@ use crate::consensus::runtime::Entry;
 /// The checksum before a log's first record, when nothing was purged.
 pub const CHAIN_START: u32 = 0;
 
-const HEADER_BYTES: usize = 1 + 4 + 3 * 8;
+const HEADER_BYTES: usize = 1 + 4 + 2 * 8;
 
 /// An entry's bytes and its checksum, given the checksum of the record before it.
 pub fn encode(previous: u32, entry: &Entry) -> (Vec<u8>, u32) {
@@ -25,7 +25,7 @@ pub fn encode(previous: u32, entry: &Entry) -> (Vec<u8>, u32) {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.push(VERSION);
     bytes.extend([0; 4]);
-    for part in [id.term, id.leader, id.index] {
+    for part in [id.term, id.index] {
         bytes.extend(part.to_be_bytes());
     }
     bytes.extend(payload);
@@ -90,8 +90,7 @@ impl Header {
             chain,
             id: LogIdRecord {
                 term: part(5)?,
-                leader: part(13)?,
-                index: part(21)?,
+                index: part(13)?,
             },
         })
     }

@@ -12,7 +12,6 @@ use engram_core::types::GroupId;
 use openraft::storage::{IOFlushed, RaftLogStorage as _};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt as _;
-use openraft::vote::RaftLeaderId as _;
 use openraft::{RaftLogReader as _, StorageError};
 use proptest::prelude::*;
 
@@ -20,7 +19,7 @@ use super::record::{self, CHAIN_START};
 use super::{LogStore, LogWriter};
 use crate::consensus::MachineFactory as _;
 use crate::consensus::keys;
-use crate::consensus::runtime::{Command, Entry, LeaderId, LogId, Payload, Types, Vote};
+use crate::consensus::runtime::{Command, CommittedLeaderId, Entry, LogId, Payload, Types, Vote};
 use crate::consensus::snapshot::SnapshotStore;
 use crate::consensus::state::StateMachine;
 use crate::consensus::tests::toys;
@@ -81,7 +80,7 @@ async fn the_suite_passes_on_rocksdb() {
 }
 
 fn log_id(index: u64) -> LogId {
-    LogId::new(LeaderId::new(1, 1), index)
+    LogId::new(CommittedLeaderId::new(1), index)
 }
 
 fn entry(index: u64) -> Entry {
@@ -192,10 +191,10 @@ async fn after_a_failed_write_nothing_is_written_any_more() {
 proptest! {
     #[test]
     fn records_keep_their_entry_and_their_chain(
-        previous: u32, term: u64, leader: u64, index: u64, content: Vec<u8>, flip: prop::sample::Index,
+        previous: u32, term: u64, index: u64, content: Vec<u8>, flip: prop::sample::Index,
     ) {
         let payload = Payload::Normal(Command(Bytes::from(content)));
-        let entry = Entry { log_id: LogId::new(LeaderId::new(term, leader), index), payload };
+        let entry = Entry { log_id: LogId::new(CommittedLeaderId::new(term), index), payload };
         let (mut bytes, chain) = record::encode(previous, &entry);
         prop_assert_eq!(record::decode(previous, index, &bytes).unwrap(), (entry, chain));
         prop_assert!(record::decode(previous ^ 1, index, &bytes).is_err());

@@ -202,18 +202,60 @@ fn dropping_frees_a_spaces_own_groups_only() {
     create(&mut map, &samples::space("large", &[&[1], &[2]])).expect("created");
     create(&mut map, &samples::space("small", &[&[1]])).expect("created");
     for name in ["large", "small"] {
-        apply(&mut map, &ControlCommand::DropSpace { name: name.into() })
-            .outcome
-            .expect("dropped");
-        map.validate();
-        let again = apply(&mut map, &ControlCommand::DropSpace { name: name.into() }).outcome;
-        assert_eq!(
-            again,
-            Err(ControlRefusal::UnknownSpace { name: name.into() })
-        );
+        let dropped = map.space(name).expect("there").clone();
+        let drop = ControlCommand::DropSpace { name: name.into() };
+        let space = dropped.config.space;
+        // Asked a second time, it is being dropped all the same.
+        for _ in 0..2 {
+            let outcome = apply(&mut map, &drop).outcome;
+            assert_eq!(outcome, Ok(ControlOutcome::SpaceDropped { space }));
+            map.validate();
+        }
+        assert!(map.space(name).is_none());
+        for partition in dropped.partitions {
+            assert!(map.partition(partition.id).is_none());
+            assert!(map.groups.contains_key(&partition.group), "it has to learn");
+            let finish = ControlCommand::FinishDrop {
+                partition: partition.id,
+            };
+            apply(&mut map, &finish).outcome.expect("finished");
+            map.validate();
+        }
+        let unknown = ControlRefusal::UnknownSpace { name: name.into() };
+        assert_eq!(apply(&mut map, &drop).outcome, Err(unknown));
     }
     assert!(map.groups.values().all(|group| group.shared));
     assert_eq!(map.groups.len(), 1);
+}
+
+#[test]
+fn a_name_is_free_when_every_group_has_dropped_its_partition() {
+    let mut map = three_nodes();
+    let wanted = samples::space("words", &[&[1], &[2]]);
+    create(&mut map, &wanted).expect("created");
+    let partitions = map.space("words").expect("there").partitions.clone();
+    let drop = ControlCommand::DropSpace {
+        name: "words".into(),
+    };
+    apply(&mut map, &drop).outcome.expect("dropped");
+    for partition in partitions {
+        assert_eq!(
+            create(&mut map, &wanted),
+            Err(ControlRefusal::SpaceBeingDropped {
+                name: "words".into()
+            })
+        );
+        assert_eq!(
+            map.dropping_of(partition.group).collect::<Vec<_>>(),
+            [partition.id]
+        );
+        let finish = ControlCommand::FinishDrop {
+            partition: partition.id,
+        };
+        apply(&mut map, &finish).outcome.expect("finished");
+    }
+    create(&mut map, &wanted).expect("created again");
+    assert_eq!(map.space("words").expect("there").config.space.0, 2);
 }
 
 #[test]
@@ -430,6 +472,9 @@ fn any_command() -> impl Strategy<Value = ControlCommand> {
             ControlCommand::CreateSpace(samples::space(&name, &sets))
         }),
         name.prop_map(|name| ControlCommand::DropSpace { name }),
+        (1..9u64).prop_map(|partition| ControlCommand::FinishDrop {
+            partition: PartitionId(partition),
+        }),
         Just(ControlCommand::AllocateMark),
         (1..6u64, 0..4u8).prop_map(|(node, state)| {
             let states = [

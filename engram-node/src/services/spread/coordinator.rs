@@ -113,7 +113,7 @@ impl Services {
     ) -> Result<Answers<v1::SpreadEvent>, Failure> {
         let query = parameters::query(&request)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
-        let space = self.space(&request.space, deadline).await?;
+        let space = self.space_for(&request.space, &freshness, deadline).await?;
         let seams = self.router().seams();
         let now_millis = match request.now_millis {
             Some(now) => u64::try_from(now).unwrap_or(0),
