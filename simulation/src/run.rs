@@ -89,6 +89,8 @@ impl Report {
 pub struct Options {
     /// Takes every event of the trace, one line each.
     pub trace: Option<Box<dyn std::io::Write + Send>>,
+    /// Takes what clients asked for and were told when the run is over, one line each.
+    pub history: Option<Box<dyn std::io::Write + Send>>,
     /// Name of a planted bug to activate.
     pub planted: Option<String>,
 }
@@ -103,7 +105,7 @@ pub fn run(plan: &Plan, options: Options) -> Report {
     let seed = plan.seed;
     thread::on_own_thread(seed, move || {
         let _planted = options.planted.as_deref().map(plant);
-        Run::new(&plan, options.trace).run()
+        Run::new(&plan, options.trace, options.history).run()
     })
 }
 
@@ -126,10 +128,14 @@ impl Logs for WorldLogs<'_> {
     }
 }
 
+type Sink = Box<dyn std::io::Write + Send>;
+
 struct Run {
     plan: Plan,
     world: World,
     shared: Shared,
+    /// Takes the history at the end.
+    history: Option<Sink>,
     quick: Vec<Box<dyn Watcher>>,
     logs: Vec<Box<dyn Watcher>>,
     next_watch: Duration,
@@ -144,7 +150,7 @@ struct Run {
 struct Over;
 
 impl Run {
-    fn new(plan: &Plan, trace: Option<Box<dyn std::io::Write + Send>>) -> Self {
+    fn new(plan: &Plan, trace: Option<Sink>, history: Option<Sink>) -> Self {
         let mut world = World::new(plan);
         if let Some(trace) = trace {
             world.copy_trace(trace);
@@ -153,6 +159,7 @@ impl Run {
             plan: plan.clone(),
             world,
             shared: Shared::default(),
+            history,
             quick: quick_watchers(),
             logs: log_watchers(),
             next_watch: Duration::ZERO,
@@ -175,6 +182,13 @@ impl Run {
                 local_may_be_lost: false,
             };
             self.violations.extend(invariant::judge(&ended));
+        }
+        if let Some(mut history) = self.history.take() {
+            for record in self.shared.history.records() {
+                if let Err(error) = writeln!(history, "{}", record.line()) {
+                    panic!("the history cannot be written: {error}");
+                }
+            }
         }
         self.report()
     }

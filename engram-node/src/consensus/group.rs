@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::config::ConsensusConfig;
+use super::log::LogStore;
 use super::runtime::{Command, PeerNode, Raft, Types};
 use super::{BarrierError, Leadership, ProposeError};
 use crate::seams::Seams;
@@ -33,6 +34,8 @@ type WriteError = RaftError<Types, ClientWriteError<Types>>;
 pub struct Group {
     pub id: GroupId,
     pub raft: Raft,
+    /// The log that the core writes, to look at.
+    pub(super) log: LogStore,
     seams: Seams,
     proposals: Arc<Semaphore>,
     proposals_max: usize,
@@ -45,6 +48,7 @@ impl Group {
     pub fn new(
         id: GroupId,
         raft: Raft,
+        log: LogStore,
         seams: &Seams,
         config: &ConsensusConfig,
         gone: oneshot::Receiver<()>,
@@ -52,6 +56,7 @@ impl Group {
         Self {
             id,
             raft,
+            log,
             seams: seams.clone(),
             proposals: Arc::new(Semaphore::new(config.proposals_max)),
             proposals_max: config.proposals_max,

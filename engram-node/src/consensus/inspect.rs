@@ -15,8 +15,9 @@ use super::node::Consensus;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
     pub group: GroupId,
+    /// Of the vote that counts as written.
     pub term: u64,
-    /// Whether this replica is primary, as far as it knows.
+    /// Whether this replica is primary of that term, as far as it knows.
     pub leads: bool,
     /// Index of the last entry in the log here; 0 when there is none.
     pub last_log_index: u64,
@@ -111,10 +112,15 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let index = |id: Option<super::runtime::LogId>| id.map_or(0, |id| id.index);
+        // The core's own vote may be ahead of the disk, and then a crash takes it back: nobody has
+        // heard of it. Leader and term are of one vote, so that they belong together.
+        let vote = self.log.saved_vote();
+        let elects =
+            |vote: &super::runtime::Vote| vote.committed && vote.leader_id.voted_for == metrics.id;
         GroupStatus {
             group: self.id,
-            term: metrics.current_term,
-            leads: stopped.is_none() && metrics.current_leader == Some(metrics.id),
+            term: vote.map_or(0, |vote| vote.leader_id.term),
+            leads: stopped.is_none() && vote.as_ref().is_some_and(elects),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: index(metrics.local_committed),
             applied_index: index(metrics.last_applied),

@@ -323,7 +323,7 @@ impl Inner {
             snapshot_timeout: self.config.snapshot_timeout,
         };
         let (node, config) = (self.config.node.0, Arc::clone(&self.raft_config));
-        let raft = Raft::new(node, config, networks, log, machine).await;
+        let raft = Raft::new(node, config, networks, log.clone(), machine).await;
         let raft = raft.map_err(|fatal| StartError::Raft {
             group,
             reason: fatal.to_string(),
@@ -334,6 +334,7 @@ impl Inner {
         Ok(Arc::new(Group::new(
             group,
             raft,
+            log,
             &self.seams,
             &self.config,
             gone,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use engram_simulation::plan::WorkloadKind;
 use engram_simulation::shrink::Reduction;
+use tracing_subscriber::EnvFilter;
 
 /// How a failing seed is run again; what follows is a [`Reduction`].
 const REPLAY: &str =
@@ -97,6 +98,9 @@ struct Replay {
     /// Write every event into this file
     #[arg(long, value_name = "FILE")]
     trace: Option<std::path::PathBuf>,
+    /// Write what clients asked for and were told into this file
+    #[arg(long, value_name = "FILE")]
+    history: Option<std::path::PathBuf>,
     /// Plant this bug
     #[arg(long, value_name = "NAME")]
     planted: Option<String>,
@@ -159,7 +163,16 @@ impl Replay {
     }
 }
 
+/// The nodes' own words, where `RUST_LOG` asks for them, at simulated times.
+fn install_log() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env());
+        builder.with_ansi(false).with_writer(std::io::stderr).init();
+    }
+}
+
 pub fn main() -> ExitCode {
+    install_log();
     let ok = match Cli::parse().command {
         Command::Run(arguments) => seeds::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),

@@ -1,7 +1,8 @@
 //! `simulate replay`.
 
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
 
 use engram_simulation::run::{self, Options};
 
@@ -17,18 +18,12 @@ pub fn run(arguments: &Replay) -> bool {
             println!("fault {number} at {:?}: {:?}", event.at, event.fault);
         }
     }
-    let trace = match &arguments.trace {
-        None => None,
-        Some(path) => match File::create(path) {
-            Ok(file) => Some(Box::new(BufWriter::new(file)) as Box<dyn std::io::Write + Send>),
-            Err(error) => {
-                eprintln!("{}: {error}", path.display());
-                return false;
-            }
-        },
+    let (Ok(trace), Ok(history)) = (writer(&arguments.trace), writer(&arguments.history)) else {
+        return false;
     };
     let options = Options {
         trace,
+        history,
         planted: arguments.planted.clone(),
     };
     let report = run::run(&plan, options);
@@ -47,4 +42,18 @@ pub fn run(arguments: &Replay) -> bool {
         println!("smaller: {REPLAY} {small}");
     }
     report.is_ok()
+}
+
+/// A file to write to, if one is named; an error has been told.
+fn writer(path: &Option<PathBuf>) -> Result<Option<Box<dyn Write + Send>>, ()> {
+    let Some(path) = path else {
+        return Ok(None);
+    };
+    match File::create(path) {
+        Ok(file) => Ok(Some(Box::new(BufWriter::new(file)))),
+        Err(error) => {
+            eprintln!("{}: {error}", path.display());
+            Err(())
+        }
+    }
 }

@@ -62,7 +62,7 @@ pub fn run(arguments: &Run) -> bool {
 pub fn run_reduced(reduction: &Reduction, planted: Option<&str>) -> Report {
     let options = Options {
         planted: planted.map(str::to_owned),
-        trace: None,
+        ..Options::default()
     };
     run::run(&reduction.plan(), options)
 }

@@ -196,6 +196,7 @@ impl Node {
         if running.paused.is_some() {
             return false;
         }
+        let _speaking = tracing::info_span!("node", host = self.host.0).entered();
         running.process.run(around.tick);
         if running.life.is_over() {
             self.crash(around, End::Machine);

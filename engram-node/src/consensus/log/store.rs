@@ -100,6 +100,11 @@ impl LogStore {
         })
     }
 
+    /// The vote that is on disk.
+    pub fn saved_vote(&self) -> Option<Vote> {
+        self.shared.state.lock().vote
+    }
+
     /// Up to where the log was purged, and its last entry.
     pub fn ends(&self) -> LogEnds {
         let state = self.shared.state.lock();
