@@ -28,6 +28,8 @@ pub struct MapObservation {
     pub nodes: Vec<NodeId>,
     /// Where the replicas of each data group belong.
     pub groups: BTreeMap<GroupId, Vec<NodeId>>,
+    /// Of dropped spaces, whose groups may not know it yet.
+    pub dropping: Vec<PartitionId>,
     /// Data group, space, and the replicas that the space asks for.
     pub partitions: BTreeMap<PartitionId, (GroupId, SpaceId, u32)>,
 }

@@ -65,7 +65,7 @@ fn traced(seed: u64) -> Traced {
     let lines = Lines::default();
     let options = Options {
         trace: Some(Box::new(lines.clone())),
-        planted: None,
+        ..Options::default()
     };
     let report = run::run(&swarm::plan(seed), options);
     let mut held = lines.0.lock().unwrap_or_else(|held| held.into_inner());

@@ -27,6 +27,8 @@ pub fn complaints(nodes: &[NodeObservation], hosts: usize) -> Vec<String> {
         complaints.push("the nodes know different maps".into());
         return complaints;
     }
+    let dropping = map.dropping.iter();
+    complaints.extend(dropping.map(|it| format!("partition {it} is still being dropped")));
     for (group, replicas) in &map.groups {
         check_group(*group, replicas, nodes, &mut complaints);
     }
@@ -159,6 +161,7 @@ mod tests {
         MapObservation {
             index: 3,
             groups: BTreeMap::from([(GROUP, nodes.clone())]),
+            dropping: Vec::new(),
             partitions: BTreeMap::from([(PartitionId(1), (GROUP, SpaceId(1), 2))]),
             nodes,
         }
@@ -229,5 +232,11 @@ mod tests {
         let stray = after(|node| node.groups.push(replica(GroupId(99), false)));
         assert!(stray[0].contains("does not place"));
         assert!(complaints(&[well(0)], 2)[0].contains("1 of 2 nodes"));
+        let mut dropping = [well(0), well(1)];
+        for node in &mut dropping {
+            let map = node.map.as_mut().expect("a map");
+            map.dropping.push(PartitionId(8));
+        }
+        assert!(complaints(&dropping, 2)[0].contains("being dropped"));
     }
 }

@@ -81,6 +81,7 @@ mod tests {
             index: 7,
             nodes: vec![NodeId(1), NodeId(2), NodeId(3)],
             groups: BTreeMap::from([(GroupId(1), replicas.iter().copied().map(NodeId).collect())]),
+            dropping: Vec::new(),
             partitions: BTreeMap::from([(PartitionId(1), (GroupId(1), SpaceId(1), 3))]),
         }
     }

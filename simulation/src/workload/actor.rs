@@ -354,11 +354,12 @@ impl Actor {
         let answer = self.ask(space, op, to.spread(request), |message| {
             let result = message.result;
             let activated = result.activated.into_iter();
+            let accounting = result.accounting.unwrap_or_default();
             let answer = Answer::Spread {
                 activated: activated.map(|one| (one.id, one.activation)).collect(),
                 total: result.activated_total,
                 missing_seeds: result.missing_seeds,
-                complete: true,
+                complete: accounting.excluded_partitions.is_empty() && accounting.missing <= 0.0,
             };
             (answer, result.token)
         });

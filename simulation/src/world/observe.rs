@@ -98,6 +98,11 @@ fn observe_map(map: &ClusterMap) -> MapObservation {
             .values()
             .map(|group| (group.id, group.replicas.clone()))
             .collect(),
+        dropping: map
+            .groups
+            .keys()
+            .flat_map(|group| map.dropping_of(*group))
+            .collect(),
         partitions: placed.collect(),
     }
 }
