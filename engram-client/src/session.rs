@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use engram_core::planted;
 use engram_core::types::{ActorId, OverlayContext, OverlayDot};
 use engram_proto::{log, v1};
 use parking_lot::Mutex;
@@ -24,7 +25,10 @@ impl Session {
         let mut positions = self.0.lock();
         for seen in &token.positions {
             let position = positions.entry(seen.partition).or_default();
-            position.sequence = position.sequence.max(seen.sequence);
+            position.sequence = match planted!("session-takes-the-last") {
+                true => seen.sequence,
+                false => position.sequence.max(seen.sequence),
+            };
             if let Ok(context) = log::OverlayContext::decode(seen.overlay.clone()) {
                 position.overlay.join(&from_wire(&context));
             }

@@ -49,6 +49,11 @@ pub const REGISTRY: &[Bug] = &[
         "edges: the sums and removals of the operation log",
     ),
     bug(
+        "exchange-takes-all-for-equal",
+        "a replica that is asked for edge changes says that both have seen the same",
+        "liveness: overlays that do not become equal",
+    ),
+    bug(
         "expected-version-too-lax",
         "compare-and-set passes when the memory is newer than expected, too",
         "linearizability of registers: of two racing writers both win",
@@ -59,6 +64,16 @@ pub const REGISTRY: &[Bug] = &[
         "acknowledged writes, log matching: a replica is said to have what its disk never got",
     ),
     bug(
+        "fold-past-the-unheard",
+        "evidence is folded that a replica which was not heard of may not have passed",
+        "edges: removals that had seen it do not find it any more",
+    ),
+    bug(
+        "forgetting-keeps-edges",
+        "forgetting a memory leaves its out-edges",
+        "edges: evidence that a forgetting took is counted",
+    ),
+    bug(
         "forgotten-memory-recalled",
         "forgetting a memory leaves its vector alive in the index of the replica",
         "recall against brute force, equal topology digests",
@@ -67,6 +82,11 @@ pub const REGISTRY: &[Bug] = &[
         "install-not-marked",
         "a snapshot's installation does not say so on disk before it begins",
         "liveness: after a crash in the middle the replica goes on from where it was and stops",
+    ),
+    bug(
+        "left-replica-stays",
+        "a node keeps its replica after the group has moved away",
+        "liveness: a replica that the map does not place",
     ),
     bug(
         "local-edge-not-synced",
@@ -94,6 +114,11 @@ pub const REGISTRY: &[Bug] = &[
         "edges, session reads: removals miss local evidence, and sessions lose sight of it",
     ),
     bug(
+        "overlay-not-handed-over",
+        "a node whose replica moves away deletes it with local edge changes that nobody else has",
+        "edges: local observations that are gone after a move",
+    ),
+    bug(
         "purge-one-too-many",
         "purging takes the first entry with it that must stay",
         "liveness, log matching: a follower that needs this entry never gets it",
@@ -114,9 +139,19 @@ pub const REGISTRY: &[Bug] = &[
         "edges: evidence acknowledged before the removal survives it",
     ),
     bug(
+        "replica-leaves-early",
+        "a node deletes its replica when a move away from it begins, not when it has ended",
+        "placement: a voter without its replica",
+    ),
+    bug(
         "retry-applied-twice",
         "a second attempt of a request is applied again",
         "counter: more evidence than requests",
+    ),
+    bug(
+        "session-takes-the-last",
+        "a session keeps the last position that it saw instead of the greatest",
+        "session reads: they go back",
     ),
     bug(
         "session-token-ignored",

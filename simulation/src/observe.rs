@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use engram_core::types::{GroupId, NodeId, PartitionId, Sequence, SpaceId};
+use engram_core::types::{EdgeContext, GroupId, NodeId, PartitionId, Sequence, SpaceId};
 
 use crate::plan::Host;
 
@@ -65,8 +65,20 @@ pub struct PartitionObservation {
     pub topology: Option<(u64, u64, String)>,
     /// Digest of the overlay's context, to compare where everyone is in touch.
     pub overlay: String,
+    /// What it says that it has seen: its sequence, and the dots of local changes.
+    pub seen: EdgeContext,
+    /// What its records on disk come to, where that was asked for and they can be read.
+    pub stored: Option<StoredObservation>,
     /// Structural jobs that wait.
     pub jobs: usize,
+}
+
+/// A partition's records, added up from the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredObservation {
+    /// Digests of memories and edges as the replica holds them in memory, and as its records are.
+    pub held: (u128, u128),
+    pub records: (u128, u128),
 }
 
 /// A record of one group's log on one node, for log matching: read from the store.

@@ -92,6 +92,14 @@ pub enum Fault {
         after: bool,
         down: Duration,
     },
+    /// As `Crash`, at the disk's `writes`-th write after the next file that is finished: in the
+    /// middle of writing a snapshot, or of installing one.
+    CrashAtFile {
+        host: Host,
+        writes: u32,
+        after: bool,
+        down: Duration,
+    },
     /// SIGTERM, an orderly stop, and a start.
     Restart { host: Host, down: Duration },
     /// SIGSTOP and SIGCONT.
@@ -108,8 +116,12 @@ pub enum Fault {
         between: (Host, Host),
         length: Duration,
     },
-    /// All connections of a node break once.
-    Reset { host: Host },
+    /// All connections of a node break, and do so `times` times, `every` so long.
+    Reset {
+        host: Host,
+        times: u32,
+        every: Duration,
+    },
     /// Other network weather for a while.
     Weather {
         network: NetworkPlan,
@@ -133,6 +145,10 @@ pub enum Fault {
     Join,
     /// The primary of some group hands leadership over.
     Transfer { choice: u32 },
+    /// An operator has a replica moved to a node that has none of its group.
+    Move { choice: u32 },
+    /// An operator calls all moves off.
+    CancelMoves,
 }
 
 impl Fault {
@@ -142,6 +158,7 @@ impl Fault {
         match self {
             Self::Crash { .. } => "crash",
             Self::CrashAtWrite { .. } => "crash-at-write",
+            Self::CrashAtFile { .. } => "crash-at-file",
             Self::Restart { .. } => "restart",
             Self::Pause { .. } => "pause",
             Self::Cut { both: true, .. } => "cut",
@@ -156,6 +173,8 @@ impl Fault {
             Self::ClockJump { .. } => "clock-jump",
             Self::Join => "join",
             Self::Transfer { .. } => "transfer",
+            Self::Move { .. } => "move",
+            Self::CancelMoves => "cancel-moves",
         }
     }
 
@@ -165,9 +184,10 @@ impl Fault {
         match self {
             Self::Crash { host, .. }
             | Self::CrashAtWrite { host, .. }
+            | Self::CrashAtFile { host, .. }
             | Self::Restart { host, .. }
             | Self::Pause { host, .. }
-            | Self::Reset { host }
+            | Self::Reset { host, .. }
             | Self::SlowDisk { host, .. }
             | Self::FullDisk { host, .. }
             | Self::FailedSync { host, .. }
@@ -175,7 +195,11 @@ impl Fault {
             | Self::ClockJump { host, .. } => vec![*host],
             Self::Cut { from, to, .. } => from.iter().chain(to).copied().collect(),
             Self::Clog { between, .. } => vec![between.0, between.1],
-            Self::Weather { .. } | Self::Join | Self::Transfer { .. } => Vec::new(),
+            Self::Weather { .. }
+            | Self::Join
+            | Self::Transfer { .. }
+            | Self::Move { .. }
+            | Self::CancelMoves => Vec::new(),
         }
     }
 
@@ -185,6 +209,7 @@ impl Fault {
         match self {
             Self::Crash { down, .. }
             | Self::CrashAtWrite { down, .. }
+            | Self::CrashAtFile { down, .. }
             | Self::Restart { down, .. }
             | Self::FullDisk { down, .. }
             | Self::FailedSync { down, .. }
@@ -194,9 +219,12 @@ impl Fault {
             | Self::Clog { length, .. }
             | Self::Weather { length, .. }
             | Self::SlowDisk { length, .. } => *length,
-            Self::Reset { .. } | Self::ClockJump { .. } | Self::Join | Self::Transfer { .. } => {
-                Duration::ZERO
-            }
+            Self::Reset { times, every, .. } => *every * times.saturating_sub(1),
+            Self::ClockJump { .. }
+            | Self::Join
+            | Self::Transfer { .. }
+            | Self::Move { .. }
+            | Self::CancelMoves => Duration::ZERO,
         }
     }
 }

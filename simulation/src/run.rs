@@ -32,6 +32,8 @@ use crate::world::{Coverage, World};
 /// Simulated time between two looks of the watchers, and of those that read logs.
 const WATCH_EVERY: Duration = Duration::from_millis(100);
 const LOGS_EVERY: Duration = Duration::from_millis(1_000);
+/// Between two looks at all records of all replicas, which cost more than anything else.
+const RECORDS_EVERY: Duration = Duration::from_secs(10);
 /// Between two looks whether all is well.
 const LIVENESS_EVERY: Duration = Duration::from_millis(250);
 /// Simulated time in which the workloads' first memories must be there.
@@ -68,6 +70,8 @@ pub struct Report {
     /// Faults that found something to harm, by kind.
     pub faults: BTreeMap<&'static str, u64>,
     pub coverage: Coverage,
+    /// How often the site of the planted bug was met.
+    pub planted_met: u64,
     /// What the run lacks to count; empty when it counts.
     pub lacks: Vec<&'static str>,
 }
@@ -105,8 +109,22 @@ pub fn run(plan: &Plan, options: Options) -> Report {
     let seed = plan.seed;
     thread::on_own_thread(seed, move || {
         let _planted = options.planted.as_deref().map(plant);
-        Run::new(&plan, options.trace, options.history).run()
+        let report = Run::new(&plan, options.trace, options.history).run();
+        Report {
+            planted_met: planted_met(),
+            ..report
+        }
     })
+}
+
+#[cfg(feature = "planted")]
+fn planted_met() -> u64 {
+    engram_core::planted::reached()
+}
+
+#[cfg(not(feature = "planted"))]
+fn planted_met() -> u64 {
+    0
 }
 
 #[cfg(feature = "planted")]
@@ -140,6 +158,7 @@ struct Run {
     logs: Vec<Box<dyn Watcher>>,
     next_watch: Duration,
     next_logs: Duration,
+    next_records: Duration,
     violations: Vec<Violation>,
     panics_seen: usize,
     safety: Duration,
@@ -164,6 +183,7 @@ impl Run {
             logs: log_watchers(),
             next_watch: Duration::ZERO,
             next_logs: Duration::ZERO,
+            next_records: RECORDS_EVERY,
             violations: Vec::new(),
             panics_seen: 0,
             safety: Duration::ZERO,
@@ -208,9 +228,10 @@ impl Run {
         let healed = self.world.now();
         self.wait_until_well(true)?;
         self.recovery = self.world.now() - healed;
+        self.watch(true, true)?;
         self.audit()?;
         self.wait_until_well(false)?;
-        self.watch(true)
+        self.watch(true, true)
     }
 
     /// One tick, and whatever is due to be looked at.
@@ -227,13 +248,21 @@ impl Run {
             if with_logs {
                 self.next_logs = self.world.now() + LOGS_EVERY;
             }
-            return self.watch(with_logs);
+            let with_records = self.world.now() >= self.next_records;
+            if with_records {
+                self.next_records = self.world.now() + RECORDS_EVERY;
+            }
+            return self.watch(with_logs, with_records);
         }
         Ok(())
     }
 
-    fn watch(&mut self, with_logs: bool) -> Result<(), Over> {
-        let (at, nodes) = (self.world.now(), self.world.observe());
+    fn watch(&mut self, with_logs: bool, with_records: bool) -> Result<(), Over> {
+        let at = self.world.now();
+        let nodes = match with_records {
+            true => self.world.observe_records(),
+            false => self.world.observe(),
+        };
         let moment = Moment {
             at,
             nodes: &nodes,
@@ -288,6 +317,8 @@ impl Run {
             }
             self.step()?;
         }
+        self.world
+            .dismiss_clients(PREPARERS_FROM..=PREPARERS_FROM + self.plan.workloads.len());
         Ok(())
     }
 
@@ -418,6 +449,7 @@ impl Run {
             operations_by_kind: kinds,
             faults,
             coverage: self.world.coverage(),
+            planted_met: 0,
             lacks,
             violations: self.violations,
         }

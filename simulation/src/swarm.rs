@@ -33,6 +33,7 @@ const JOINS_MAX: usize = 2;
 enum Kind {
     Crash,
     CrashAtWrite,
+    CrashAtFile,
     Restart,
     Pause,
     Cut,
@@ -49,11 +50,14 @@ enum Kind {
     ClockJump,
     Join,
     Transfer,
+    Move,
+    CancelMoves,
 }
 
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 20] = [
     Kind::Crash,
     Kind::CrashAtWrite,
+    Kind::CrashAtFile,
     Kind::Restart,
     Kind::Pause,
     Kind::Cut,
@@ -69,6 +73,8 @@ const KINDS: [Kind; 17] = [
     Kind::ClockJump,
     Kind::Join,
     Kind::Transfer,
+    Kind::Move,
+    Kind::CancelMoves,
 ];
 
 /// The plan of a seed.
@@ -250,6 +256,12 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
             after: rng.random_bool(0.5),
             down: length,
         },
+        Kind::CrashAtFile => Fault::CrashAtFile {
+            host,
+            writes: rng.random_range(0..=8),
+            after: rng.random_bool(0.5),
+            down: length,
+        },
         Kind::Restart => Fault::Restart { host, down: length },
         Kind::Pause => Fault::Pause { host, length },
         Kind::Cut | Kind::CutOneWay => {
@@ -268,7 +280,11 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
                 length,
             }
         }
-        Kind::Reset => Fault::Reset { host },
+        Kind::Reset => Fault::Reset {
+            host,
+            times: *[1, 3, 10, 30].choose(rng).unwrap_or(&1),
+            every: millis(rng, 20..=300),
+        },
         Kind::Weather => Fault::Weather {
             network: NetworkPlan {
                 delay_max: network.delay_max + millis(rng, 10..=200),
@@ -298,6 +314,10 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
         Kind::Transfer => Fault::Transfer {
             choice: rng.random_range(0..64),
         },
+        Kind::Move => Fault::Move {
+            choice: rng.random_range(0..1_024),
+        },
+        Kind::CancelMoves => Fault::CancelMoves,
     }
 }
 

@@ -164,7 +164,14 @@ fn rough() -> Vec<(u64, Fault)> {
                 down: second,
             },
         ),
-        (17_000, Fault::Reset { host: Host(1) }),
+        (
+            17_000,
+            Fault::Reset {
+                host: Host(1),
+                times: 2,
+                every: Duration::from_millis(100),
+            },
+        ),
     ]
 }
 

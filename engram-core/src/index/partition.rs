@@ -320,6 +320,22 @@ impl PartitionIndex {
         }
     }
 
+    /// Where the newest generation is, and the jobs that wait in all of them.
+    #[must_use]
+    pub fn progress(&self) -> (IndexPosition, u64) {
+        let graphs = self.graphs.load();
+        let newest = &graphs[graphs.len() - 1];
+        let position = IndexPosition {
+            generation: newest.generation.number,
+            jobs: newest.jobs_done() as u64,
+        };
+        let waiting = |graph: &Arc<Graph>| {
+            let done = graph.jobs_done();
+            graph.jobs_sealed().saturating_sub(done) as u64
+        };
+        (position, graphs.iter().map(waiting).sum())
+    }
+
     #[must_use]
     pub fn status(&self) -> IndexStatus {
         let graphs = self.graphs.load();
@@ -328,10 +344,7 @@ impl PartitionIndex {
             generation: graph.generation.number,
             jobs: graph.jobs_done() as u64,
         };
-        let waiting = |graph: &Arc<Graph>| {
-            let done = graph.jobs_done();
-            graph.jobs_sealed().saturating_sub(done) as u64
-        };
+        let (newest_position, jobs_waiting) = self.progress();
         let linked = serving.linked();
         let dead = serving.dead();
         let slots = serving.published();
@@ -339,9 +352,9 @@ impl PartitionIndex {
         let (walked, full) = bytes.fold((0, 0), |sum, graph| (sum.0 + graph.0, sum.1 + graph.1));
         IndexStatus {
             serving: position(serving),
-            newest: position(newest),
+            newest: newest_position,
             newest_sealed: newest.jobs_sealed() as u64,
-            jobs_waiting: graphs.iter().map(waiting).sum(),
+            jobs_waiting,
             tail: slots - linked,
             live: slots.saturating_sub(dead),
             dead,

@@ -516,7 +516,9 @@ fn apply_forget(
             .for_each(|id| step.kill_vector(id));
         step.set_memory(forget.id.hash(), None);
     }
-    step.remove_out_edges(forget, evidence)?;
+    if !planted!("forgetting-keeps-edges") {
+        step.remove_out_edges(forget, evidence)?;
+    }
     Ok(Ok(OpOutcome::Forgotten { existed }))
 }
 

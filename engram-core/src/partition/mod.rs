@@ -169,6 +169,18 @@ pub struct PartitionStatus {
     pub overlay_conflicts: u64,
 }
 
+/// What a replica holds at its sequence: equal on all replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSummary {
+    pub sequence: Sequence,
+    pub memories: u64,
+    pub edges: u64,
+    pub log_hash: [u8; 32],
+    pub memory_digest: u128,
+    pub edge_digest: u128,
+    pub request_digest: u128,
+}
+
 impl Partition {
     #[must_use]
     pub fn id(&self) -> PartitionId {
@@ -202,6 +214,28 @@ impl Partition {
             sequence: published.state.sequence,
             overlay,
         }
+    }
+
+    /// A small part of the status, which costs nothing.
+    #[must_use]
+    pub fn summary(&self) -> StateSummary {
+        let published = self.published.read();
+        let state = &published.state;
+        StateSummary {
+            sequence: state.sequence,
+            memories: state.memories,
+            edges: state.edges,
+            log_hash: state.log_hash,
+            memory_digest: state.memory_digest,
+            edge_digest: state.edge_digest,
+            request_digest: published.requests,
+        }
+    }
+
+    /// Structural jobs of the index that wait.
+    #[must_use]
+    pub fn jobs_waiting(&self) -> u64 {
+        self.index.progress().1
     }
 
     #[must_use]
@@ -249,7 +283,7 @@ impl Partition {
     /// The last job done in the newest generation, and the digest of the topology after it.
     #[must_use]
     pub fn topology(&self) -> Option<(IndexPosition, TopologyDigest)> {
-        let position = self.index.status().newest;
+        let (position, _) = self.index.progress();
         let digest = self.index.digest_at(position)?;
         Some((position, digest))
     }

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use engram_core::planted;
 use engram_core::types::{EdgeContext, NodeId, OverlayContext, Sequence};
 
 /// Contexts of the own log that are kept to choose from.
@@ -78,8 +79,10 @@ impl Frontier {
     #[must_use]
     pub fn stable(&self, replicas: impl IntoIterator<Item = NodeId>) -> Option<&EdgeContext> {
         let settled = |node: NodeId| self.replicas.get(&node).and_then(|known| known.settled);
+        let counts = |node: &NodeId| !planted!("fold-past-the-unheard") || settled(*node).is_some();
         let passed = replicas
             .into_iter()
+            .filter(counts)
             .map(settled)
             .reduce(|least, next| least.zip(next).map(|(a, b)| a.min(b)))??;
         let reached = |context: &&EdgeContext| context.sequence <= passed;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use engram_core::command::OverlayDelta;
 use engram_core::partition::{LocalError, Partition, ReceivedOverlay, ReplicaPosition};
+use engram_core::planted;
 use engram_core::types::{NodeId, OverlayContext, PartitionId, Sequence};
 use engram_proto::convert::DecodeError;
 use engram_proto::peer::OverlayPart;
@@ -127,7 +128,8 @@ pub fn answer(places: &Places, part: &Part, room: &mut usize) -> Result<Answered
     let partition = &place.partition;
     let received = receive(partition, &part.deltas)?;
     let position = partition.position();
-    let equal = seen_hash(&position.seen) == part.seen_hash;
+    let equal =
+        seen_hash(&position.seen) == part.seen_hash || planted!("exchange-takes-all-for-equal");
     let answer = match &part.seen {
         None if equal => summary(part.partition, &position),
         seen => full(partition, &position, seen.as_ref(), room),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_core::command::PartitionCommand;
+use engram_core::planted;
 use engram_core::types::{GroupId, NodeId, PartitionId};
 use engram_proto::convert::encode_group_command;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +87,8 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
     }
     for group in running.groups.keys() {
         match map.groups.get(group) {
-            Some(record) if record.hosts().contains(&local) => {}
+            Some(record) if stays(record, local) => {}
+            Some(_) if planted!("left-replica-stays") => {}
             Some(_) => steps.push(Step::Leave(*group)),
             // A group that the map does not know yet is newer than the map.
             None if group.0 < map.next_group => steps.push(Step::Remove(*group)),
@@ -100,6 +102,14 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// Whether this node keeps its replica: until a move away from it has ended, whatever it has come to.
+fn stays(record: &GroupRecord, local: NodeId) -> bool {
+    if planted!("replica-leaves-early") {
+        return record.settled().contains(&local);
+    }
+    record.hosts().contains(&local)
 }
 
 /// Whether this node may write the group's first membership, if nothing of the group is here: it
@@ -274,6 +284,9 @@ impl Reconciler {
     /// be reached, and the next round has to try again.
     async fn hand_over(&self, group: GroupId) -> bool {
         self.overlays.retire(group).await;
+        if planted!("overlay-not-handed-over") {
+            return true;
+        }
         let map = self.plane.map();
         for node in map.replicas(group) {
             match self.overlays.push(group, *node).await {

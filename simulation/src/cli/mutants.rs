@@ -1,7 +1,15 @@
-//! `simulate mutants`: each planted bug must be caught.
+//! `simulate mutants`: each planted bug must be caught, on a seed that passes without it.
+//!
+//! All bugs get their first seed, then all that are left their second, and so on, so that the easy
+//! ones are known soon and all processors work on the hard ones in the end. Nothing here knows one
+//! bug from another: each seed is the seed of `simulate run`.
 
 #[cfg(feature = "planted")]
+use std::collections::BTreeMap;
+#[cfg(feature = "planted")]
 use std::fmt::Write as _;
+#[cfg(feature = "planted")]
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use super::Mutants;
@@ -11,11 +19,45 @@ use super::Mutants;
 struct Hunt {
     name: &'static str,
     breaks: &'static str,
-    /// The invariant that caught it, at which seed, and in which words.
-    caught: Option<(String, u64, String)>,
-    seeds: u64,
+    /// The first seed it gets.
+    first: u64,
+    /// Seeds given out so far.
+    given: u64,
+    /// Seeds that were run.
+    tried: u64,
+    /// Those of them in which the bug's site was met.
+    met: u64,
+    /// Those that fail without the bug too: they prove nothing.
+    spoiled: u64,
+    caught: Option<Catch>,
+    /// Working time of its runs.
     took: Duration,
-    out_of_time: bool,
+}
+
+#[cfg(feature = "planted")]
+struct Catch {
+    seed: u64,
+    invariant: String,
+    words: String,
+}
+
+/// One run that is to be made: the bug's place in the list, and the seed.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy)]
+struct Try {
+    bug: usize,
+    seed: u64,
+}
+
+/// What came of it.
+#[cfg(feature = "planted")]
+struct Tried {
+    met: bool,
+    /// The invariant that broke, and in which words.
+    broken: Option<(String, String)>,
+    /// It breaks without the bug, too.
+    spoiled: bool,
+    took: Duration,
 }
 
 #[cfg(not(feature = "planted"))]
@@ -28,156 +70,253 @@ pub fn run(_arguments: &Mutants, _time_limit: Duration) -> bool {
 pub fn run(arguments: &Mutants, time_limit: Duration) -> bool {
     use engram_core::planted::REGISTRY;
 
+    use super::pool::Began;
     use super::{Output, pool};
 
-    let chosen: Vec<_> = REGISTRY
+    let chosen = REGISTRY
         .iter()
-        .filter(|bug| arguments.name.is_empty() || arguments.name.iter().any(|it| it == bug.name))
-        .collect();
-    if chosen.len() < arguments.name.len() || chosen.is_empty() {
+        .filter(|bug| arguments.name.is_empty() || arguments.name.iter().any(|it| it == bug.name));
+    let hunts: Vec<Hunt> = chosen.map(|bug| Hunt::new(bug, arguments.first)).collect();
+    if hunts.len() < arguments.name.len() || hunts.is_empty() {
         eprintln!("not all of {:?} are planted bugs", arguments.name);
         return false;
     }
-    let mut hunts = Vec::new();
+    let began = Began::now();
+    let names: Vec<&'static str> = hunts.iter().map(|hunt| hunt.name).collect();
+    let hunts = Mutex::new(hunts);
+    let clean = Clean::default();
+    let queue = Queue {
+        hunts: &hunts,
+        turn: 0,
+        seeds: arguments.seeds,
+        time_limit,
+    };
     pool::each(
-        chosen.into_iter(),
+        queue,
         arguments.jobs,
-        |bug| hunt(bug, arguments, time_limit),
+        |one| attempt(names[one.bug], one.seed, &clean),
         |done| {
+            let mut hunts = lock(&hunts);
+            let hunt = &mut hunts[done.item.bug];
             match done.result {
-                Ok(hunt) => {
-                    eprintln!("{}", progress(&hunt));
-                    hunts.push(hunt);
+                Ok(tried) => {
+                    let words = hunt.take(done.item.seed, tried);
+                    if let Some(words) = words {
+                        let open = hunts.iter().filter(|hunt| hunt.caught.is_none()).count();
+                        let elapsed = began.elapsed().as_secs_f64();
+                        eprintln!("{elapsed:6.0} s, {open} left: {words}");
+                    }
                 }
-                Err(panic) => eprintln!("{}: the simulation panicked: {panic}", done.item.name),
+                Err(panic) => eprintln!("{}: the simulation panicked: {panic}", hunt.name),
             }
             true
         },
     );
-    hunts.sort_by_key(|hunt| hunt.name);
+    let hunts = hunts.into_inner().unwrap_or_else(|held| held.into_inner());
     match arguments.output {
-        Output::Table => print!("{}", table(&hunts)),
-        Output::Json => println!("{}", json(&hunts)),
+        Output::Table => print!("{}", table(&hunts, time_limit)),
+        Output::Json => println!("{}", json(&hunts, time_limit)),
     }
     hunts.iter().all(|hunt| hunt.caught.is_some())
 }
 
 #[cfg(feature = "planted")]
-fn hunt(bug: &'static engram_core::planted::Bug, arguments: &Mutants, limit: Duration) -> Hunt {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|held| held.into_inner())
+}
+
+#[cfg(feature = "planted")]
+impl Hunt {
+    fn new(bug: &engram_core::planted::Bug, first: u64) -> Self {
+        Self {
+            name: bug.name,
+            breaks: bug.breaks,
+            first,
+            given: 0,
+            tried: 0,
+            met: 0,
+            spoiled: 0,
+            caught: None,
+            took: Duration::ZERO,
+        }
+    }
+
+    /// Notes a run; what to tell when it was a catch.
+    fn take(&mut self, seed: u64, tried: Tried) -> Option<String> {
+        self.tried += 1;
+        self.met += u64::from(tried.met);
+        self.took += tried.took;
+        let (invariant, words) = tried.broken?;
+        if tried.spoiled {
+            self.spoiled += 1;
+            return None;
+        }
+        // Two seeds may be under way at the same time: the lower one is the one it took.
+        if self.caught.as_ref().is_some_and(|catch| catch.seed < seed) {
+            return None;
+        }
+        let seeds = seed - self.first + 1;
+        let short: String = words.chars().take(300).collect();
+        let text = format!(
+            "{}: {invariant} (seed {seed}), {seeds} seeds, {:.0} s\n    {short}",
+            self.name,
+            self.took.as_secs_f64()
+        );
+        self.caught = Some(Catch {
+            seed,
+            invariant,
+            words,
+        });
+        Some(text)
+    }
+
+    /// Seeds until it was caught, or all that were tried.
+    fn seeds(&self) -> u64 {
+        let caught = self.caught.as_ref();
+        let caught = caught.map(|catch| catch.seed - self.first + 1);
+        caught.unwrap_or(self.tried)
+    }
+}
+
+/// The runs to be made, bug after bug and seed after seed, until a bug is caught or given up.
+#[cfg(feature = "planted")]
+struct Queue<'a> {
+    hunts: &'a Mutex<Vec<Hunt>>,
+    turn: usize,
+    seeds: u64,
+    time_limit: Duration,
+}
+
+#[cfg(feature = "planted")]
+impl Iterator for Queue<'_> {
+    type Item = Try;
+
+    fn next(&mut self) -> Option<Try> {
+        let mut hunts = lock(self.hunts);
+        let open = |hunt: &Hunt| {
+            hunt.caught.is_none() && hunt.given < self.seeds && hunt.took < self.time_limit
+        };
+        // Nobody gets the next seed before all others had theirs.
+        let least = hunts.iter().filter(|hunt| open(hunt)).map(|hunt| hunt.given).min()?;
+        let count = hunts.len();
+        let mut turns = (0..count).map(|ahead| (self.turn + ahead) % count);
+        let bug = turns.find(|bug| open(&hunts[*bug]) && hunts[*bug].given == least)?;
+        self.turn = bug + 1;
+        let seed = hunts[bug].first + hunts[bug].given;
+        hunts[bug].given += 1;
+        Some(Try { bug, seed })
+    }
+}
+
+/// Whether seeds pass without any bug: each is run once, when somebody asks.
+#[cfg(feature = "planted")]
+#[derive(Default)]
+struct Clean(Mutex<BTreeMap<u64, Arc<OnceLock<bool>>>>);
+
+#[cfg(feature = "planted")]
+impl Clean {
+    fn passes(&self, seed: u64) -> bool {
+        let verdict = Arc::clone(lock(&self.0).entry(seed).or_default());
+        *verdict.get_or_init(|| ran(seed, None).is_ok_and(|report| report.is_ok()))
+    }
+}
+
+#[cfg(feature = "planted")]
+fn ran(
+    seed: u64,
+    planted: Option<&str>,
+) -> std::thread::Result<engram_simulation::run::Report> {
     use engram_simulation::shrink::Reduction;
 
-    use super::pool::Began;
     use super::seeds::run_reduced;
 
-    let began = Began::now();
-    let mut hunt = Hunt {
-        name: bug.name,
-        breaks: bug.breaks,
-        caught: None,
-        seeds: 0,
-        took: Duration::ZERO,
-        out_of_time: false,
+    std::panic::catch_unwind(|| run_reduced(&Reduction::whole(seed), planted))
+}
+
+#[cfg(feature = "planted")]
+fn attempt(name: &'static str, seed: u64, clean: &Clean) -> Tried {
+    let began = super::pool::Began::now();
+    let (met, found) = match ran(seed, Some(name)) {
+        Ok(report) => {
+            let first = report.violations.first();
+            let found = first.map(|first| (first.invariant.to_owned(), first.to_string()));
+            (report.planted_met > 0, found)
+        }
+        Err(_) => (true, Some(("the simulation's own asserts".to_owned(), String::new()))),
     };
-    for seed in arguments.first..arguments.first.saturating_add(arguments.seeds) {
-        if began.elapsed() > limit {
-            hunt.out_of_time = true;
-            break;
-        }
-        hunt.seeds += 1;
-        let ran = std::panic::catch_unwind(|| run_reduced(&Reduction::whole(seed), Some(bug.name)));
-        hunt.caught = match ran {
-            Ok(report) => report
-                .violations
-                .first()
-                .map(|violation| (violation.invariant.to_owned(), seed, violation.to_string())),
-            Err(_) => Some((
-                "the simulation's own asserts".to_owned(),
-                seed,
-                String::new(),
-            )),
-        };
-        if hunt.caught.is_some() {
-            break;
-        }
-    }
-    hunt.took = began.elapsed();
-    hunt
-}
-
-#[cfg(feature = "planted")]
-fn verdict(hunt: &Hunt) -> String {
-    match (&hunt.caught, hunt.out_of_time) {
-        (Some((invariant, seed, _)), _) => format!("{invariant} (seed {seed})"),
-        (None, true) => "NOT FOUND: time limit".to_owned(),
-        (None, false) => "NOT FOUND".to_owned(),
+    let took = began.elapsed();
+    // Where its site was not met, the run was the one without the bug.
+    let spoiled = found.is_some() && !(met && clean.passes(seed));
+    Tried {
+        met,
+        broken: found,
+        spoiled,
+        took,
     }
 }
 
 #[cfg(feature = "planted")]
-fn progress(hunt: &Hunt) -> String {
-    let words = hunt.caught.as_ref().map_or("", |(_, _, words)| words);
-    let words: String = words.chars().take(300).collect();
-    format!(
-        "{}: {} after {} seeds, {:.0} s\n    {words}",
-        hunt.name,
-        verdict(hunt),
-        hunt.seeds,
-        hunt.took.as_secs_f64()
-    )
+fn verdict(hunt: &Hunt, time_limit: Duration) -> String {
+    match &hunt.caught {
+        Some(catch) => format!("{} (seed {})", catch.invariant, catch.seed),
+        None if hunt.took >= time_limit => "NOT FOUND: time limit".to_owned(),
+        None => "NOT FOUND".to_owned(),
+    }
 }
 
 #[cfg(feature = "planted")]
-fn table(hunts: &[Hunt]) -> String {
+fn table(hunts: &[Hunt], time_limit: Duration) -> String {
     let mut text = String::new();
     let width = hunts.iter().map(|hunt| hunt.name.len()).max().unwrap_or(0);
     let _written = writeln!(
         text,
-        "\n{:width$}  seeds  seconds  caught by; what is planted",
+        "\n{:width$}  seeds  met in  spoiled  seconds  caught by; what is planted",
         "bug"
     );
     for hunt in hunts {
         let _written = writeln!(
             text,
-            "{:width$}  {:5}  {:7.0}  {}\n{:width$}                  {}",
+            "{:width$}  {:5}  {:6}  {:7}  {:7.0}  {}\n{:width$}                                  {}",
             hunt.name,
-            hunt.seeds,
+            hunt.seeds(),
+            hunt.met,
+            hunt.spoiled,
             hunt.took.as_secs_f64(),
-            verdict(hunt),
+            verdict(hunt, time_limit),
             "",
             hunt.breaks
         );
     }
-    let found = hunts.iter().filter(|hunt| hunt.caught.is_some()).count();
-    let most = hunts
-        .iter()
-        .filter(|hunt| hunt.caught.is_some())
-        .map(|hunt| hunt.seeds);
+    let found = hunts.iter().filter(|hunt| hunt.caught.is_some());
+    let most = found.clone().map(|hunt| hunt.seeds()).max();
     let _written = writeln!(
         text,
-        "{found} of {} planted bugs were found, the hardest after {} seeds",
+        "{} of {} planted bugs were found, the hardest after {} seeds\n\
+         met in: seeds in which the bug's site was reached; spoiled: seeds that fail without the bug, \
+         too, and prove nothing",
+        found.count(),
         hunts.len(),
-        most.max().unwrap_or(0)
+        most.unwrap_or(0)
     );
     text
 }
 
 #[cfg(feature = "planted")]
-fn json(hunts: &[Hunt]) -> serde_json::Value {
+fn json(hunts: &[Hunt], time_limit: Duration) -> serde_json::Value {
     let hunts = hunts.iter().map(|hunt| {
-        let (invariant, seed, words) = match &hunt.caught {
-            Some((invariant, seed, words)) => (Some(invariant), Some(*seed), Some(words)),
-            None => (None, None, None),
-        };
+        let catch = hunt.caught.as_ref();
         serde_json::json!({
             "bug": hunt.name,
             "breaks": hunt.breaks,
-            "found": hunt.caught.is_some(),
-            "invariant": invariant,
-            "seed": seed,
-            "violation": words,
-            "seeds": hunt.seeds,
+            "found": catch.is_some(),
+            "invariant": catch.map(|catch| &catch.invariant),
+            "seed": catch.map(|catch| catch.seed),
+            "violation": catch.map(|catch| &catch.words),
+            "seeds": hunt.seeds(),
+            "met": hunt.met,
+            "spoiled": hunt.spoiled,
             "seconds": hunt.took.as_secs_f64(),
-            "out_of_time": hunt.out_of_time,
+            "out_of_time": catch.is_none() && hunt.took >= time_limit,
         })
     });
     hunts.collect()

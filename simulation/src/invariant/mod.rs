@@ -20,6 +20,8 @@ mod monotone;
 mod one_primary;
 mod placement;
 mod recall;
+mod records;
+mod seen;
 mod session;
 mod spaces;
 mod spread;
@@ -115,7 +117,9 @@ pub fn quick_watchers() -> Vec<Box<dyn Watcher>> {
         Box::new(votes::Votes),
         Box::new(digests::Digests::default()),
         Box::new(monotone::Monotone::default()),
-        Box::new(placement::Placement),
+        Box::new(placement::Placement::default()),
+        Box::new(records::Records),
+        Box::new(seen::Seen::default()),
     ]
 }
 
@@ -166,7 +170,7 @@ pub fn judge(ended: &Ended<'_>) -> Vec<Violation> {
 mod trial {
     use std::collections::BTreeMap;
 
-    use engram_core::types::{NodeId, PartitionId, Sequence, SpaceId};
+    use engram_core::types::{EdgeContext, NodeId, PartitionId, Sequence, SpaceId};
 
     use super::*;
     use crate::observe::{GroupObservation, PartitionObservation};
@@ -220,6 +224,8 @@ mod trial {
             digests: digests.into(),
             topology: None,
             overlay: String::new(),
+            seen: EdgeContext::default(),
+            stored: None,
             jobs: 0,
         }
     }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use engram_core::types::{GroupId, NodeId, PartitionId};
 
 use super::{Findings, Moment, Watcher};
+use crate::observe::NodeObservation;
 
 /// What is counted: the node, and its incarnation where a restart may take things back.
 type Key = (NodeId, Option<u64>, Thing);
@@ -37,6 +38,8 @@ impl Watcher for Monotone {
 
     fn watch(&mut self, moment: &Moment<'_>, findings: &mut Findings<'_>) {
         for node in moment.nodes {
+            self.last
+                .retain(|(of, _, thing), _| *of != node.node || !has_left(node, *thing));
             let groups = node.groups.iter().flat_map(|group| {
                 [
                     (Thing::Term(group.group), group.term),
@@ -63,11 +66,38 @@ impl Watcher for Monotone {
     }
 }
 
+/// Whether a replica is neither here any more nor belongs here: if it comes back, it begins anew.
+fn has_left(node: &NodeObservation, thing: Thing) -> bool {
+    let group = match thing {
+        Thing::Term(group) | Thing::Committed(group) | Thing::Applied(group) => {
+            if node.groups.iter().any(|here| here.group == group) {
+                return false;
+            }
+            group
+        }
+        Thing::Sequence(partition) => {
+            if node.partitions.iter().any(|here| here.partition == partition) {
+                return false;
+            }
+            let placed = node.map.as_ref().and_then(|map| map.partitions.get(&partition));
+            let Some((group, _, _)) = placed else {
+                return node.map.is_some();
+            };
+            *group
+        }
+    };
+    let Some(map) = &node.map else {
+        return false;
+    };
+    let placed = map.groups.get(&group);
+    group != GroupId::CONTROL && !placed.is_some_and(|nodes| nodes.contains(&node.node))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::trial::{group, node, partition, watch};
+    use super::super::trial::{GROUP, group, node, partition, watch};
     use super::*;
-    use crate::observe::NodeObservation;
+    use crate::observe::MapObservation;
 
     #[test]
     fn going_back_is_found_but_not_across_a_restart() {
@@ -94,5 +124,28 @@ mod tests {
         assert_eq!(watch(&mut watcher, &[at(1, 3)]).len(), 1);
         assert_eq!(watch(&mut watcher, &[at(2, 4)]), []);
         assert_eq!(watch(&mut watcher, &[at(3, 3)]).len(), 1);
+    }
+
+    #[test]
+    fn a_replica_that_has_left_begins_anew() {
+        let mut watcher = Monotone::default();
+        let at = |groups, placed: Vec<NodeId>| NodeObservation {
+            map: Some(MapObservation {
+                index: 1,
+                nodes: vec![NodeId(1)],
+                groups: BTreeMap::from([(GROUP, placed)]),
+                dropping: Vec::new(),
+                partitions: BTreeMap::new(),
+            }),
+            ..node(0, groups)
+        };
+        let placed = || vec![NodeId(1)];
+        assert_eq!(watch(&mut watcher, &[at(vec![group(4, false)], placed())]), []);
+        // Not started yet is not gone.
+        assert_eq!(watch(&mut watcher, &[at(Vec::new(), placed())]), []);
+        let back = [at(vec![group(3, false)], placed())];
+        assert_eq!(watch(&mut watcher, &back).len(), 1);
+        assert_eq!(watch(&mut watcher, &[at(Vec::new(), Vec::new())]), []);
+        assert_eq!(watch(&mut watcher, &[at(vec![group(0, false)], placed())]), []);
     }
 }

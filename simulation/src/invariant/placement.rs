@@ -1,18 +1,25 @@
 //! Placement (design.md sections 3 and 7): a partition has as many replicas as its space asks for,
-//! no two of them on one node, and all of a group's voters are nodes of the cluster. That replicas
+//! no two of them on one node, and all of a group's voters are nodes of the cluster; a process keeps
+//! a replica for as long as its map places it there. That replicas
 //! are only where the map says, and at full number, is asked of the healed cluster by
 //! [`super::liveness`].
 //!
-//! Broken by: a planner that counts a node twice; a move that removes before it has added; a map
-//! that differs between nodes at one index.
+//! Broken by: a planner that counts a node twice; a move that removes before it has added, on the
+//! map or on a disk; a map that differs between nodes at one index.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use engram_core::types::{GroupId, NodeId};
 
 use super::{Findings, Moment, Watcher};
 use crate::observe::{MapObservation, NodeObservation};
 
-/// Looks at the maps alone: nothing to remember.
-pub struct Placement;
+/// Remembers which replicas were where.
+#[derive(Default)]
+pub struct Placement {
+    /// By node and process.
+    here: BTreeMap<(NodeId, u64), BTreeSet<GroupId>>,
+}
 
 impl Watcher for Placement {
     fn name(&self) -> &'static str {
@@ -26,6 +33,7 @@ impl Watcher for Placement {
             .filter_map(|node| Some((node, node.map.as_ref()?)))
             .collect();
         for (node, map) in &maps {
+            self.check_kept(node, map, findings);
             check(node, map, findings);
             let same = maps.iter().find(|(_, other)| other.index == map.index);
             if let Some((other, theirs)) = same
@@ -34,6 +42,28 @@ impl Watcher for Placement {
                 findings.report(format!(
                     "nodes {} and {} have different maps at index {}",
                     other.node, node.node, map.index
+                ));
+            }
+        }
+    }
+}
+
+impl Placement {
+    fn check_kept(
+        &mut self,
+        node: &NodeObservation,
+        map: &MapObservation,
+        findings: &mut Findings<'_>,
+    ) {
+        let now: BTreeSet<GroupId> = node.groups.iter().map(|group| group.group).collect();
+        let key = (node.node, node.incarnation);
+        let before = self.here.insert(key, now.clone()).unwrap_or_default();
+        for group in before.difference(&now) {
+            let placed = map.groups.get(group);
+            if placed.is_some_and(|nodes| nodes.contains(&node.node)) {
+                findings.report(format!(
+                    "node {} has given up its replica of group {group}, which its map places there",
+                    node.node
                 ));
             }
         }
@@ -73,7 +103,7 @@ mod tests {
 
     use engram_core::types::{GroupId, NodeId, PartitionId, SpaceId};
 
-    use super::super::trial::{node, watch};
+    use super::super::trial::{group, node, watch};
     use super::*;
 
     fn map(replicas: &[u64]) -> MapObservation {
@@ -94,7 +124,7 @@ mod tests {
     }
 
     fn found(nodes: &[NodeObservation]) -> usize {
-        watch(&mut Placement, nodes).len()
+        watch(&mut Placement::default(), nodes).len()
     }
 
     #[test]
@@ -103,6 +133,28 @@ mod tests {
         assert_eq!(found(&[knowing(0, map(&[1, 2, 2]))]), 1);
         assert_eq!(found(&[knowing(0, map(&[1, 2]))]), 1);
         assert_eq!(found(&[knowing(0, map(&[1, 2, 9]))]), 1);
+    }
+
+    #[test]
+    fn a_replica_stays_while_it_is_placed() {
+        let group = |id| crate::observe::GroupObservation {
+            group: GroupId(id),
+            ..group(1, false)
+        };
+        let at = |incarnation, groups, replicas: &[u64]| NodeObservation {
+            incarnation,
+            groups,
+            ..knowing(0, map(replicas))
+        };
+        let mut watcher = Placement::default();
+        let here = || vec![group(1), group(2)];
+        assert_eq!(watch(&mut watcher, &[at(1, here(), &[1, 2, 3])]), []);
+        // The map knows nothing of group 2 any more.
+        assert_eq!(watch(&mut watcher, &[at(1, vec![group(1)], &[1, 2, 3])]), []);
+        let gone = [at(1, Vec::new(), &[1, 2, 3])];
+        assert_eq!(watch(&mut watcher, &gone).len(), 1);
+        assert_eq!(watch(&mut watcher, &[at(2, here(), &[1, 2, 3])]), []);
+        assert_eq!(watch(&mut watcher, &[at(3, Vec::new(), &[1, 2, 3])]), []);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Unique memories, each written once, some with an edge in the same log entry; read again later,
-//! anywhere.
+//! anywhere, and a few of them forgotten, edges and all.
 
 use rand::RngExt as _;
 
@@ -16,10 +16,16 @@ pub async fn turn(actor: &mut Actor, task: &Task, turn: u32) {
         let earlier = actor.rng.random_range(0..turn);
         let id = name(actor, earlier);
         let level = actor.draw_level();
-        if actor.rng.random_bool(0.2) {
-            actor.neighbors(space, &id, level).await;
-        } else {
-            actor.get(space, &id, level).await;
+        match actor.rng.random_range(0..10) {
+            0 | 1 => {
+                actor.neighbors(space, &id, level).await;
+            }
+            2 | 3 => {
+                actor.forget(space, &id).await;
+            }
+            _ => {
+                actor.get(space, &id, level).await;
+            }
         }
         return;
     }

@@ -1,9 +1,10 @@
-//! Exact spreads over a graph that lies across partitions and does not change, so that each answer
-//! can be compared with the oracle, whatever happens to the nodes meanwhile.
+//! Exact spreads over a graph that lies across partitions and only grows, so that each answer can be
+//! compared with the oracle at its positions, whatever happens to the nodes meanwhile.
 
 use rand::RngExt as _;
 
-use super::{Actor, Task};
+use super::{Actor, ONE, Task};
+use crate::invariant::confidence;
 
 /// Memories of the graph; written before the workload begins.
 pub const MEMORIES: u32 = 24;
@@ -14,11 +15,28 @@ pub fn memory(number: u32) -> String {
     format!("node-{number}")
 }
 
+/// Share of turns in which the graph grows by an edge.
+const GROWTH: f64 = 0.25;
+
 pub async fn turn(actor: &mut Actor, task: &Task) {
+    if actor.rng.random_bool(GROWTH) {
+        return grow(actor, &task.space.name).await;
+    }
     let seeds = draw_seeds(actor);
     let hops = actor.rng.random_range(1..=4);
     let level = actor.draw_level();
     actor.spread(&task.space.name, seeds, hops, level).await;
+}
+
+/// A new edge, or more evidence for one.
+async fn grow(actor: &mut Actor, space: &str) {
+    let from = memory(actor.rng.random_range(0..MEMORIES));
+    let to = memory(actor.rng.random_range(0..MEMORIES));
+    let weight = ONE / u64::from(actor.rng.random_range(1..=3_u32));
+    let (edge, number) = actor.shared.next_contribution(space, &from, &to, "grown");
+    actor
+        .contribute(space, edge, (weight, confidence(number)), false)
+        .await;
 }
 
 /// One to three seeds, now and then one that does not exist.

@@ -8,7 +8,7 @@ use engram_client::{Client, ClientBuilder, Connecting, Connection, Machine};
 use engram_node::seams::{Clock as _, Entropy as _};
 use rand::rngs::StdRng;
 
-use super::network::{Place, SimNet};
+use super::network::{End, Place, SimNet};
 use super::node::Surroundings;
 use super::process::Process;
 use super::seams::{Ledger, Life, SimClock, SimEntropy, generator};
@@ -51,6 +51,7 @@ pub struct ClientHost {
     number: usize,
     process: Process,
     machine: Arc<SimMachine>,
+    life: Arc<Life>,
     running: Arc<AtomicUsize>,
     /// Contexts handed out.
     contexts: u64,
@@ -111,13 +112,14 @@ impl ClientHost {
         let machine = SimMachine {
             clock: Arc::new(clock),
             entropy: SimEntropy::new(entropy),
-            net: SimNet::new(Arc::clone(&around.network), life),
+            net: SimNet::new(Arc::clone(&around.network), Arc::clone(&life)),
         };
         drop(inside);
         Self {
             number,
             process,
             machine: Arc::new(machine),
+            life,
             running: Arc::default(),
             contexts: 0,
         }
@@ -158,7 +160,13 @@ impl ClientHost {
         self.running.load(Ordering::Relaxed)
     }
 
-    pub fn run(&self, tick: Duration) {
-        self.process.run(tick);
+    pub fn run(&self, length: Duration) {
+        self.process.run(length);
+    }
+
+    /// The process ends, and its connections with it.
+    pub fn end(self, around: &Surroundings) {
+        self.life.end();
+        around.network.end(&self.life, End::Process);
     }
 }

@@ -42,6 +42,8 @@ struct Platters {
 /// The machine dies at a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
+    /// Writes count from the end of the next file on.
+    pub from_file: bool,
     /// Writes before it.
     pub others: u32,
     /// Whether that write is done.
@@ -119,6 +121,12 @@ impl Platter {
         self.0.lock().damaged
     }
 
+    /// Whether no write has failed and all records read right.
+    pub fn is_sound(&self) -> bool {
+        let platters = self.0.lock();
+        !platters.damaged && !platters.spoiled
+    }
+
     /// What was unreadable reads as it was written.
     pub fn repair(&self) {
         self.0.lock().heal();
@@ -161,6 +169,13 @@ pub struct SimDisk {
     ledger: Arc<Ledger>,
 }
 
+/// What is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Records,
+    File,
+}
+
 /// What becomes of a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -179,7 +194,7 @@ impl SimDisk {
         }
     }
 
-    fn fate(&self) -> Fate {
+    fn fate(&self, what: Written) -> Fate {
         if self.life.is_over() {
             return Fate::Lost;
         }
@@ -189,7 +204,14 @@ impl SimDisk {
         }
         match platters.trap {
             None => Fate::Done,
-            Some(Trap { others: 0, after }) => {
+            Some(trap) if trap.from_file => {
+                let from_file = what != Written::File;
+                platters.trap = Some(Trap { from_file, ..trap });
+                Fate::Done
+            }
+            Some(Trap {
+                others: 0, after, ..
+            }) => {
                 platters.trap = None;
                 self.life.end();
                 self.ledger.event(format_args!(
@@ -198,9 +220,9 @@ impl SimDisk {
                 ));
                 if after { Fate::DoneAndDead } else { Fate::Lost }
             }
-            Some(Trap { others, after }) => {
-                let others = others - 1;
-                platters.trap = Some(Trap { others, after });
+            Some(trap) => {
+                let others = trap.others - 1;
+                platters.trap = Some(Trap { others, ..trap });
                 Fate::Done
             }
         }
@@ -208,7 +230,7 @@ impl SimDisk {
 
     /// Whether a write of a file is to happen.
     fn file_fate(&self) -> Result<()> {
-        match self.fate() {
+        match self.fate(Written::File) {
             Fate::Done | Fate::DoneAndDead => Ok(()),
             Fate::Lost => Err(Error::other("the machine is off")),
             Fate::Full => Err(Error::from(ErrorKind::StorageFull)),
@@ -367,7 +389,7 @@ impl Storage for SimStore {
                 reason: reason.into(),
             })
         };
-        let fate = self.disk.fate();
+        let fate = self.disk.fate(Written::Records);
         match fate {
             Fate::Lost => return refused("the machine is off"),
             Fate::Full => {

@@ -1,6 +1,10 @@
 //! Carrying out a plan's faults, and ending them.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use engram_client::types::{CancelMovesRequest, MoveReplicaRequest};
+use engram_node::control::ClusterMap;
 
 use super::World;
 use super::disk::{Platter, Trap};
@@ -8,10 +12,15 @@ use super::network::{self, End};
 use super::node::place;
 use crate::plan::{Fault, Host};
 
+/// The client of an operator: no workload's.
+const OPERATOR: usize = 60_001;
+
 /// What is to happen at a time.
 #[derive(Clone, Debug)]
 pub enum Action {
     Begin(Fault),
+    /// All connections of a host break, once more.
+    Reset(Host),
     Start(Host),
     /// Ends the process of a node whose disk was harmed, and the harm.
     Kill(Host),
@@ -35,6 +44,9 @@ impl World {
             }
             match entry.remove() {
                 Action::Begin(fault) => self.apply_fault(&fault),
+                Action::Reset(host) => {
+                    self.around.network.reset(place(host));
+                }
                 Action::Start(host) => self.start_node(host),
                 Action::Kill(host) => {
                     self.crash_node(host, End::Process);
@@ -93,6 +105,21 @@ impl World {
             } => self.set_trap(
                 host,
                 Trap {
+                    from_file: false,
+                    others: writes,
+                    after,
+                },
+                down,
+            ),
+            Fault::CrashAtFile {
+                host,
+                writes,
+                after,
+                down,
+            } => self.set_trap(
+                host,
+                Trap {
+                    from_file: true,
                     others: writes,
                     after,
                 },
@@ -130,7 +157,12 @@ impl World {
                 let clog = network::Fault::Clog(place(between.0), place(between.1));
                 self.break_links(clog, length)
             }
-            Fault::Reset { host } => self.around.network.reset(place(host)) > 0,
+            Fault::Reset { host, times, every } => {
+                for again in 1..times {
+                    self.schedule(now + every * again, Action::Reset(host));
+                }
+                self.around.network.reset(place(host)) > 0
+            }
             Fault::Weather { network, length } => {
                 self.around.network.set_weather(network);
                 self.schedule(now + length, Action::EndWeather);
@@ -172,6 +204,8 @@ impl World {
                 true
             }
             Fault::Transfer { choice } => self.transfer(choice),
+            Fault::Move { choice } => self.move_replica(choice),
+            Fault::CancelMoves => self.cancel_moves(),
         }
     }
 
@@ -220,5 +254,58 @@ impl World {
             node.spawn(async move { consensus.hand_over(group).await });
         }
         true
+    }
+
+    /// An operator has some replica moved, through a client.
+    fn move_replica(&mut self, choice: u32) -> bool {
+        let Some(map) = self.newest_map() else {
+            return false;
+        };
+        let mut possible = Vec::new();
+        for group in map.groups.values().filter(|group| group.change.is_none()) {
+            let Some((_, partition)) = map.partitions_of(group.id).next() else {
+                continue;
+            };
+            for from in &group.replicas {
+                let free = map.nodes.keys().filter(|it| !group.replicas.contains(it));
+                possible.extend(free.map(|to| (partition.id, *from, *to)));
+            }
+        }
+        let chosen = possible.get(choice as usize % possible.len().max(1));
+        let Some((partition, from, to)) = chosen.copied() else {
+            return false;
+        };
+        let request = MoveReplicaRequest {
+            partition: partition.0,
+            from: from.0,
+            to: to.0,
+            dry_run: false,
+        };
+        let client = self.client(OPERATOR).client;
+        // What stands in the way is an answer, and no concern of the run's.
+        self.spawn_client(OPERATOR, async move {
+            drop(client.move_replica(request).await);
+        });
+        true
+    }
+
+    fn cancel_moves(&mut self) -> bool {
+        let moving = self.newest_map().is_some_and(|map| {
+            let mut groups = map.groups.values();
+            groups.any(|group| group.change.is_some())
+        });
+        if moving {
+            let client = self.client(OPERATOR).client;
+            self.spawn_client(OPERATOR, async move {
+                drop(client.cancel_moves(CancelMovesRequest::default()).await);
+            });
+        }
+        moving
+    }
+
+    fn newest_map(&self) -> Option<Arc<ClusterMap>> {
+        let maps = self.nodes.iter();
+        let maps = maps.filter_map(|node| node.with_server(|server| server.plane().map()));
+        maps.max_by_key(|map| map.index)
     }
 }

@@ -49,6 +49,9 @@ use crate::{libc_seam, thread};
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// A node whose process ended by itself is started again after this, as by a supervisor.
 const SUPERVISOR_PAUSE: Duration = Duration::from_secs(2);
+/// Clients work in steps of at least this length: they wait for most of the time, and each step of
+/// each of them costs.
+const CLIENT_STEP_MIN: Duration = Duration::from_millis(10);
 /// The client that creates the spaces: no workload's.
 const ADMIN: usize = 60_000;
 
@@ -61,6 +64,8 @@ pub struct World {
     safety_began: Option<Duration>,
     nodes: Vec<Node>,
     clients: BTreeMap<usize, ClientHost>,
+    /// Until when the clients have worked.
+    clients_at: Duration,
     generator: StdRng,
     actions: BTreeMap<(Duration, u64), Action>,
     next_action: u64,
@@ -107,6 +112,7 @@ impl World {
             safety_began: None,
             nodes: Vec::new(),
             clients: BTreeMap::new(),
+            clients_at: Duration::ZERO,
             generator: generator(plan.seed, "world", 0),
             actions: BTreeMap::new(),
             next_action: 0,
@@ -183,6 +189,7 @@ impl World {
             }
         });
         self.wait("the spaces", |world| world.client_tasks() == 0)?;
+        self.dismiss_clients(ADMIN..=ADMIN);
         match failure.lock().take() {
             None => Ok(()),
             Some(reason) => Err(StartError {
@@ -238,11 +245,15 @@ impl World {
         for number in 0..self.nodes.len() {
             self.run_node(number);
         }
-        for client in self.clients.values() {
-            client.run(self.plan.tick);
+        self.now += self.plan.tick;
+        let behind = self.now - self.clients_at;
+        if behind >= CLIENT_STEP_MIN {
+            for client in self.clients.values() {
+                client.run(behind);
+            }
+            self.clients_at = self.now;
         }
         self.panics.extend(thread::take_panics());
-        self.now += self.plan.tick;
         self.around.ledger.set_now(self.now);
         libc_seam::set_time(self.now);
     }
@@ -391,6 +402,16 @@ impl World {
             .entry(number)
             .or_insert_with(|| ClientHost::new(number, around));
         host.spawn(work);
+    }
+
+    /// Ends the processes of clients that have nothing more to do.
+    pub fn dismiss_clients(&mut self, numbers: std::ops::RangeInclusive<usize>) {
+        let numbers: Vec<usize> = self.clients.range(numbers).map(|(at, _)| *at).collect();
+        for number in numbers {
+            if let Some(host) = self.clients.remove(&number) {
+                host.end(&self.around);
+            }
+        }
     }
 
     /// Tasks of clients that are not over.

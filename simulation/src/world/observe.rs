@@ -9,6 +9,7 @@ use super::World;
 use super::node::Node;
 use crate::observe::{
     GroupObservation, LogObservation, MapObservation, NodeObservation, PartitionObservation,
+    StoredObservation,
 };
 use crate::plan::Host;
 
@@ -16,10 +17,22 @@ impl World {
     /// All nodes that serve.
     #[must_use]
     pub fn observe(&self) -> Vec<NodeObservation> {
-        let observed = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.with_server(|server| observe_node(node, server)));
+        self.observe_all(false)
+    }
+
+    /// As [`World::observe`], and with what the partitions' records on disk come to, which takes
+    /// long.
+    #[must_use]
+    pub fn observe_records(&self) -> Vec<NodeObservation> {
+        self.observe_all(true)
+    }
+
+    fn observe_all(&self, with_records: bool) -> Vec<NodeObservation> {
+        let observed = self.nodes.iter().filter_map(|node| {
+            // What a failed write or damage left behind is the node's to find.
+            let with_records = with_records && node.platter.is_sound();
+            node.with_server(|server| observe_node(node, server, with_records))
+        });
         observed.collect()
     }
 
@@ -52,7 +65,7 @@ impl World {
     }
 }
 
-fn observe_node(node: &Node, server: &Server) -> NodeObservation {
+fn observe_node(node: &Node, server: &Server, with_records: bool) -> NodeObservation {
     let map = server.plane().map();
     let consensus = server.consensus();
     let groups = consensus.status();
@@ -80,7 +93,7 @@ fn observe_node(node: &Node, server: &Server) -> NodeObservation {
             .replicas()
             .partitions()
             .into_iter()
-            .map(|(group, partition)| observe_partition(group, &partition))
+            .map(|(group, partition)| observe_partition(group, &partition, with_records))
             .collect(),
     }
 }
@@ -107,8 +120,12 @@ fn observe_map(map: &ClusterMap) -> MapObservation {
     }
 }
 
-fn observe_partition(group: GroupId, partition: &Partition) -> PartitionObservation {
-    let status = partition.status();
+fn observe_partition(
+    group: GroupId,
+    partition: &Partition,
+    with_records: bool,
+) -> PartitionObservation {
+    let status = partition.summary();
     let topology = partition
         .topology()
         .map(|(at, digest)| (at.generation, at.jobs, digest.to_string()));
@@ -129,6 +146,17 @@ fn observe_partition(group: GroupId, partition: &Partition) -> PartitionObservat
         ),
         topology,
         overlay: format!("{:016x}", super::trace::digest(overlay.as_bytes())),
-        jobs: usize::try_from(status.index.jobs_waiting).unwrap_or(usize::MAX),
+        seen: partition.context(),
+        stored: with_records.then(|| observe_stored(partition)).flatten(),
+        jobs: usize::try_from(partition.jobs_waiting()).unwrap_or(usize::MAX),
     }
+}
+
+fn observe_stored(partition: &Partition) -> Option<StoredObservation> {
+    let (records, view) = partition.recompute_digests().ok()?;
+    let held = view.digests();
+    Some(StoredObservation {
+        held: (held.memory, held.edge),
+        records: (records.memory, records.edge),
+    })
 }
