@@ -197,7 +197,11 @@ impl Iterator for Queue<'_> {
             hunt.caught.is_none() && hunt.given < self.seeds && hunt.took < self.time_limit
         };
         // Nobody gets the next seed before all others had theirs.
-        let least = hunts.iter().filter(|hunt| open(hunt)).map(|hunt| hunt.given).min()?;
+        let least = hunts
+            .iter()
+            .filter(|hunt| open(hunt))
+            .map(|hunt| hunt.given)
+            .min()?;
         let count = hunts.len();
         let mut turns = (0..count).map(|ahead| (self.turn + ahead) % count);
         let bug = turns.find(|bug| open(&hunts[*bug]) && hunts[*bug].given == least)?;
@@ -222,10 +226,7 @@ impl Clean {
 }
 
 #[cfg(feature = "planted")]
-fn ran(
-    seed: u64,
-    planted: Option<&str>,
-) -> std::thread::Result<engram_simulation::run::Report> {
+fn ran(seed: u64, planted: Option<&str>) -> std::thread::Result<engram_simulation::run::Report> {
     use engram_simulation::shrink::Reduction;
 
     use super::seeds::run_reduced;
@@ -242,7 +243,10 @@ fn attempt(name: &'static str, seed: u64, clean: &Clean) -> Tried {
             let found = first.map(|first| (first.invariant.to_owned(), first.to_string()));
             (report.planted_met > 0, found)
         }
-        Err(_) => (true, Some(("the simulation's own asserts".to_owned(), String::new()))),
+        Err(_) => (
+            true,
+            Some(("the simulation's own asserts".to_owned(), String::new())),
+        ),
     };
     let took = began.elapsed();
     // Where its site was not met, the run was the one without the bug.

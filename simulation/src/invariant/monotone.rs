@@ -76,10 +76,17 @@ fn has_left(node: &NodeObservation, thing: Thing) -> bool {
             group
         }
         Thing::Sequence(partition) => {
-            if node.partitions.iter().any(|here| here.partition == partition) {
+            if node
+                .partitions
+                .iter()
+                .any(|here| here.partition == partition)
+            {
                 return false;
             }
-            let placed = node.map.as_ref().and_then(|map| map.partitions.get(&partition));
+            let placed = node
+                .map
+                .as_ref()
+                .and_then(|map| map.partitions.get(&partition));
             let Some((group, _, _)) = placed else {
                 return node.map.is_some();
             };
@@ -140,12 +147,18 @@ mod tests {
             ..node(0, groups)
         };
         let placed = || vec![NodeId(1)];
-        assert_eq!(watch(&mut watcher, &[at(vec![group(4, false)], placed())]), []);
+        assert_eq!(
+            watch(&mut watcher, &[at(vec![group(4, false)], placed())]),
+            []
+        );
         // Not started yet is not gone.
         assert_eq!(watch(&mut watcher, &[at(Vec::new(), placed())]), []);
         let back = [at(vec![group(3, false)], placed())];
         assert_eq!(watch(&mut watcher, &back).len(), 1);
         assert_eq!(watch(&mut watcher, &[at(Vec::new(), Vec::new())]), []);
-        assert_eq!(watch(&mut watcher, &[at(vec![group(0, false)], placed())]), []);
+        assert_eq!(
+            watch(&mut watcher, &[at(vec![group(0, false)], placed())]),
+            []
+        );
     }
 }

@@ -150,7 +150,10 @@ mod tests {
         let here = || vec![group(1), group(2)];
         assert_eq!(watch(&mut watcher, &[at(1, here(), &[1, 2, 3])]), []);
         // The map knows nothing of group 2 any more.
-        assert_eq!(watch(&mut watcher, &[at(1, vec![group(1)], &[1, 2, 3])]), []);
+        assert_eq!(
+            watch(&mut watcher, &[at(1, vec![group(1)], &[1, 2, 3])]),
+            []
+        );
         let gone = [at(1, Vec::new(), &[1, 2, 3])];
         assert_eq!(watch(&mut watcher, &gone).len(), 1);
         assert_eq!(watch(&mut watcher, &[at(2, here(), &[1, 2, 3])]), []);

@@ -39,7 +39,10 @@ pub fn graphs(ended: &Ended<'_>, read: &Record) -> Option<Vec<Graph>> {
     let mut judged: BTreeMap<&EdgeName, Vec<(Contribution<'_>, Seen)>> = BTreeMap::new();
     for ((_, edge), story) in &stories {
         let changes = judge_edge(story, at, audited.get(*edge).copied().unwrap_or(0))?;
-        unsure += changes.iter().filter(|(_, seen)| *seen == Seen::Perhaps).count();
+        unsure += changes
+            .iter()
+            .filter(|(_, seen)| *seen == Seen::Perhaps)
+            .count();
         judged.insert(edge, changes);
     }
     if unsure > UNSURE_MAX {
