@@ -43,7 +43,7 @@ pub fn graphs(ended: &Ended<'_>, read: &Record) -> Option<Vec<Graph>> {
             .iter()
             .filter(|(_, seen)| *seen == Seen::Perhaps)
             .count();
-        judged.insert(edge, changes);
+        judged.insert(*edge, changes);
     }
     if unsure > UNSURE_MAX {
         return None;
