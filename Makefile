@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-spread demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-spread bench-spread-cluster demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -42,9 +42,10 @@ test: bootstrap ## unit, property, model and cluster tests
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
 
-test-long: bootstrap ## properties on fifty times as many cases, and the long simulations
+test-long: bootstrap ## properties on fifty times as many cases (50,000 spreads whose nodes die), and the long simulations
 	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
-	  --package engram-core --lib -- edges:: partition::tests::converge
+	  --package engram-core --lib -- edges:: partition::tests::converge \
+	  spread::tests::push spread::tests::partial
 	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
 
 test-cluster: bootstrap ## tests with real processes only: kills, moves, growth and shrinkage
@@ -53,9 +54,6 @@ test-cluster: bootstrap ## tests with real processes only: kills, moves, growth 
 	else \
 	  $(CARGO) test $(SELECT) --test cluster --test moves --test kill $(ARGS); \
 	fi
-
-test-long: bootstrap ## tests that take minutes: ten thousand spreads whose nodes die
-	@$(CARGO) test -p engram-core --no-default-features --locked --lib -- --ignored spread::
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
@@ -88,10 +86,15 @@ simulate-mutants: bootstrap ## planted bugs, each of which the simulation must f
 
 bench: bootstrap ## WordNet through three nodes: import, recall, spread (ENGRAM_DATA=directory that holds wordnet/)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
-	@scripts/bench-cluster.sh $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
+	@scripts/bench-cluster.sh $(TARGET_DIR)/$(PROFILE_DIR) wordnet $(ARGS)
 
-bench-spread: bootstrap ## edges per second of a local spread beside a plain CSR loop (ENGRAM_WORDNET=directory with its files)
-	@$(CARGO) run --release --locked -p engram-benches --no-default-features --bin spread -- $(ARGS)
+bench-spread: bootstrap ## a local spread beside a plain CSR loop, databases and graph libraries: docs/benchmarks/spread.md (ENGRAM_WORDNET=directory with its files)
+	@$(CARGO) build --release --locked -p engram-benches --no-default-features --bin spread
+	@scripts/bench_spread.py $(TARGET_DIR)/release/spread $(ARGS)
+
+bench-spread-cluster: bootstrap ## spreads through three real nodes, and one: docs/benchmarks/spread-cluster.md (ENGRAM_DATA=directory that holds wordnet/)
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@scripts/bench_spread_cluster.py $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

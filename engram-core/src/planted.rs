@@ -179,6 +179,11 @@ pub const REGISTRY: &[Bug] = &[
         "liveness: the receiver refuses the snapshot and stops",
     ),
     bug(
+        "spread-bound-of-one-hop",
+        "what is missing counts once in the bound, however far it could have travelled",
+        "spread against the oracle: a partial answer lacks more than it says",
+    ),
+    bug(
         "spread-frame-doubled",
         "a frame of a spread that comes twice is counted twice",
         "spread against the oracle: activation from nowhere",
@@ -187,6 +192,11 @@ pub const REGISTRY: &[Bug] = &[
         "spread-from-any-state",
         "a spread takes part with a replica that is behind what the query must see",
         "spread against the oracle: edges acknowledged before are not followed",
+    ),
+    bug(
+        "spread-push-doubled",
+        "a push of an async spread that comes twice is counted twice",
+        "spread against the oracle: activation from nowhere",
     ),
     bug(
         "token-one-behind",

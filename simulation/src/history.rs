@@ -88,6 +88,8 @@ pub enum Op {
         seeds: Vec<String>,
         hops: u32,
         level: Level,
+        /// `async`, which rounds more often than `exact`.
+        pushes: bool,
     },
     CreateSpace,
     DropSpace,
@@ -168,11 +170,21 @@ pub enum Answer {
         total: u64,
         missing_seeds: Vec<String>,
         complete: bool,
+        /// How much it says that it lacks at most.
+        bound: Option<SpreadBound>,
     },
     Space {
         id: u64,
     },
     Dropped,
+}
+
+/// How much the totals of a spread lack at most, in units of 2^-32.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SpreadBound {
+    pub all: f64,
+    /// Any one memory.
+    pub each: f64,
 }
 
 /// How an operation ended.

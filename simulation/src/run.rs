@@ -396,7 +396,7 @@ impl Run {
                 let actor = self.actor(number, Duration::ZERO);
                 let noted = Arc::clone(&unanswered);
                 self.world.spawn_client(number, async move {
-                    let left = audit::ask(actor, share).await;
+                    let left = Box::pin(audit::ask(actor, share)).await;
                     noted.lock().extend(left);
                 });
             }

@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::HOPS_MAX;
+use crate::planted;
 use crate::types::{PartitionId, Unit};
 
 /// Injected activation up to which totals cannot saturate: each memory counts at most all of it in
@@ -211,7 +212,10 @@ fn bound(missing: &Cells, pruned: &ByRemaining, decay: Unit) -> Bound {
     });
     let (mut total, mut elsewhere) = (anywhere, anywhere);
     for (cell, amount) in missing {
-        let gain = gain(cell.remaining);
+        let gain = match planted!("spread-bound-of-one-hop") {
+            true => one,
+            false => gain(cell.remaining),
+        };
         total = total.saturating_add(weigh(*amount, gain));
         elsewhere = elsewhere.saturating_add(weigh(*amount, gain - one));
     }

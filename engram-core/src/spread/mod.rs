@@ -41,7 +41,7 @@ pub use projection::{
     ProjectionBytes, ProjectionError,
 };
 pub use push::{
-    CREDIT_START, NotAParticipant, NotLinear, Push, PushCoordinator, PushReport, PushSection,
+    CREDIT_START, NotLinear, Push, PushCoordinator, PushReport, PushReportError, PushSection,
     PushStep, Pusher, PusherError, check_rules,
 };
 pub use ranking::Rank;

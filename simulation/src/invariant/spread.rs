@@ -1,26 +1,27 @@
 //! An exact spread gives bit-identical activations on any layout, and an answer with something
-//! missing says so (design.md promise 2 and section 6).
+//! missing says so (design.md promise 2 and section 6): it never has too much, and never lacks more
+//! than the bound that it gives. So does every answer in `async` mode.
 //!
 //! The oracle is the engine's single-partition reference, run over the graph that the audit read.
 //! It is compared with every complete answer in whose time the graph did not change, whatever was
 //! cut off, restarted or moved meanwhile. Where a graph only grows, the positions in an answer say
 //! which changes it shows, and it is compared with the graph at these ([`grown`]). Broken by: mass
 //! lost on a duplicate message, or counted twice; a frame of an earlier attempt accepted; a hop
-//! processed before all of it had arrived; a partition left out without a word; a replica that takes
-//! part in another state than it says.
+//! processed before all of it had arrived; a partition left out without a word; activation that was
+//! on its way to a lost node not counted; a replica that takes part in another state than it says.
 
 mod grown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 
-use engram_core::spread::{Adjacency, ONE, OutEdge, SpreadParameters, spread};
+use engram_core::spread::{Adjacency, ONE, OutEdge, SpreadOutcome, SpreadParameters, spread};
 use engram_core::types::{EdgeContext, MemoryHash, MemoryId, Relation, Unit};
 
 use super::acknowledged::dropped_spaces;
 use super::evidence::answers;
 use super::{Ended, Findings};
-use crate::history::{Answer, Op, Record};
+use crate::history::{Answer, Op, Record, SpreadBound};
 
 /// Most activated memories that workloads ask for: more than their graphs have.
 pub const LIMIT: usize = 10_000;
@@ -29,7 +30,7 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
     let dropped = dropped_spaces(ended.records);
     let mut graphs: BTreeMap<&str, Graph> = BTreeMap::new();
     for record in ended.records {
-        let (Op::Spread { seeds, hops, .. }, Some(answer)) = (&record.op, record.answer()) else {
+        let (Op::Spread { .. }, Some(answer)) = (&record.op, record.answer()) else {
             continue;
         };
         let space = record.space.as_str();
@@ -37,8 +38,10 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
             continue;
         }
         if !is_quiet(ended, record) {
-            if let Some(possible) = grown::graphs(ended, record) {
-                check(ended, &possible, record, (seeds, *hops), answer, findings);
+            // An incomplete answer has no positions of what it lacks.
+            let is_whole = matches!(answer, Answer::Spread { complete: true, .. });
+            if let Some(possible) = is_whole.then(|| grown::graphs(ended, record)).flatten() {
+                check(ended, &possible, record, answer, findings);
             }
             continue;
         }
@@ -46,7 +49,7 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
             .entry(space)
             .or_insert_with(|| Graph::of_audit(ended, space));
         let graph = std::slice::from_ref(&*graph);
-        check(ended, graph, record, (seeds, *hops), answer, findings);
+        check(ended, graph, record, answer, findings);
     }
 }
 
@@ -70,41 +73,53 @@ fn check(
     ended: &Ended<'_>,
     graphs: &[Graph],
     record: &Record,
-    (seeds, hops): (&[String], u32),
     answer: &Answer,
     findings: &mut Findings<'_>,
 ) {
-    let Answer::Spread {
-        activated,
-        total,
-        missing_seeds,
-        complete,
-    } = answer
+    let (
+        Op::Spread {
+            seeds,
+            hops,
+            pushes,
+            ..
+        },
+        Answer::Spread {
+            activated,
+            total,
+            missing_seeds,
+            complete,
+            bound,
+        },
+    ) = (&record.op, answer)
     else {
         return;
     };
-    if !complete {
-        if record.invoked >= ended.audit {
-            findings.report_at(
-                record.completed_at,
-                format!("incomplete although all is well: {}", record.line()),
-            );
-        }
-        return;
+    if !complete && record.invoked >= ended.audit {
+        findings.report_at(
+            record.completed_at,
+            format!("incomplete although all is well: {}", record.line()),
+        );
     }
     let seeds: Vec<(MemoryHash, u64)> = seeds.iter().map(|id| (hash(id), ONE)).collect();
     let parameters = SpreadParameters {
-        hops,
+        hops: *hops,
         limit: LIMIT,
         ..SpreadParameters::default()
     };
     let missing: BTreeSet<MemoryHash> = missing_seeds.iter().map(|id| hash(id)).collect();
-    let mut all_expected = Vec::new();
+    let mut why_not = Vec::new();
     for graph in graphs {
         let Ok(expected) = spread(graph, &parameters, &seeds) else {
             findings.report(format!("the oracle refuses: {}", record.line()));
             return;
         };
+        if *pushes || !complete {
+            match within_bound(&expected, activated, *bound) {
+                Ok(()) => return,
+                Err(what) => why_not.push(what),
+            }
+            continue;
+        }
         let list: Vec<(String, u64)> = expected
             .activated
             .iter()
@@ -116,12 +131,51 @@ fn check(
         if same {
             return;
         }
-        all_expected.push((list, expected.activated_total, expected.missing_seeds));
+        let (all, missing) = (expected.activated_total, expected.missing_seeds);
+        why_not.push(format!("the oracle has {list:?}, {all} in all, missing {missing:?}"));
     }
     findings.report_at(
         record.completed_at,
-        format!("the oracle has {all_expected:?}: {}", record.line()),
+        format!("{}: {}", why_not.join("; or "), record.line()),
     );
+}
+
+/// The rules are linear, so there is a bound; and nobody has more than the oracle gives.
+fn within_bound(
+    expected: &SpreadOutcome,
+    activated: &[(String, u64)],
+    bound: Option<SpreadBound>,
+) -> Result<(), String> {
+    let bound = bound.ok_or("no bound although the rules are linear")?;
+    let mut got: BTreeMap<&str, u64> = activated
+        .iter()
+        .map(|(id, total)| (id.as_str(), *total))
+        .collect();
+    let mut lacks = 0;
+    for one in &expected.activated {
+        let id = one.id.as_str();
+        let total = got.remove(id).unwrap_or(0);
+        let Some(lack) = one.total.checked_sub(total) else {
+            return Err(format!("{id} has {total}, the oracle {}", one.total));
+        };
+        if lack as f64 > bound.each {
+            return Err(format!(
+                "{id} lacks {lack}, at most {} was said",
+                bound.each
+            ));
+        }
+        lacks += lack;
+    }
+    if let Some((id, total)) = got.first_key_value() {
+        return Err(format!("{id} has {total}, the oracle nothing"));
+    }
+    if lacks as f64 > bound.all {
+        return Err(format!(
+            "{lacks} is missing, at most {} was said",
+            bound.all
+        ));
+    }
+    Ok(())
 }
 
 fn hash(id: &str) -> MemoryHash {
@@ -205,16 +259,32 @@ mod tests {
     const HALF: u64 = ONE / 2;
 
     fn spread_answer(at: (u64, u64), b: u64, total: u64, complete: bool) -> Record {
+        let bound = SpreadBound {
+            all: HALF as f64,
+            each: HALF as f64,
+        };
+        answered(at, b, total, complete, (false, Some(bound)))
+    }
+
+    fn answered(
+        at: (u64, u64),
+        b: u64,
+        total: u64,
+        complete: bool,
+        (pushes, bound): (bool, Option<SpreadBound>),
+    ) -> Record {
         let op = Op::Spread {
             seeds: vec!["a".into()],
             hops: 1,
             level: Level::Linearizable,
+            pushes,
         };
         let answer = Answer::Spread {
             activated: vec![("a".into(), ONE), ("b".into(), b)],
             total,
             missing_seeds: Vec::new(),
             complete,
+            bound,
         };
         build::acked(0, at, op, answer, 9)
     }
@@ -270,6 +340,20 @@ mod tests {
         // It says itself that something is missing.
         assert_eq!(found(&[], spread_answer((1, 2), 1, 2, false)), 0);
         assert_eq!(found(&[], spread_answer((2_000, 2_001), 1, 2, false)), 1);
+    }
+
+    #[test]
+    fn what_is_missing_is_within_the_bound() {
+        let bound = |all, each| Some(SpreadBound { all, each });
+        let judged = |b, complete, how| found(&[], answered((1, 2), b, 2, complete, how));
+        for complete in [true, false] {
+            assert_eq!(judged(HALF - 7, complete, (true, bound(7.0, 7.0))), 0);
+            assert_eq!(judged(HALF - 7, complete, (true, bound(6.0, 7.0))), 1);
+            assert_eq!(judged(HALF - 7, complete, (true, bound(7.0, 6.0))), 1);
+            assert_eq!(judged(HALF + 1, complete, (true, bound(7.0, 7.0))), 1);
+            assert_eq!(judged(HALF, complete, (true, None)), 1);
+        }
+        assert_eq!(judged(HALF - 7, false, (false, bound(6.0, 7.0))), 1);
     }
 
     #[test]

@@ -12,10 +12,13 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::history::{
     Answer, ClientNumber, EdgeName, EdgeSeen, Expected, History, Level, Op, Outcome, Positions,
+    SpreadBound,
 };
 use crate::invariant::{CONTRIBUTIONS_MAX, SPREAD_LIMIT};
 use crate::world::{ClientClock, ClientContext};
 
+/// Activation of 1 in the engine's unit.
+const SPREAD_ONE: f64 = engram_core::spread::ONE as f64;
 /// More edges than any memory of a workload has.
 const EDGES_LIMIT: u32 = 10_000;
 /// 1.0 in units of 2^-32.
@@ -337,7 +340,20 @@ impl Actor {
         answer.await.is_some()
     }
 
-    pub async fn spread(&self, space: &str, seeds: Vec<String>, hops: u32, level: Level) -> bool {
+    /// `pushes`: in `async` mode.
+    pub async fn spread(
+        &self,
+        space: &str,
+        seeds: Vec<String>,
+        hops: u32,
+        level: Level,
+        pushes: bool,
+    ) -> bool {
+        let mode = if pushes {
+            v1::SpreadMode::Async
+        } else {
+            v1::SpreadMode::Exact
+        };
         let seed = |id: &String| v1::Seed {
             id: id.clone(),
             activation: None,
@@ -347,19 +363,33 @@ impl Actor {
             hops,
             limit: SPREAD_LIMIT as u32,
             consistency: consistency(level),
+            mode: mode.into(),
             ..Default::default()
         };
-        let op = Op::Spread { seeds, hops, level };
+        let op = Op::Spread {
+            seeds,
+            hops,
+            level,
+            pushes,
+        };
         let to = self.space(space);
         let answer = self.ask(space, op, to.spread(request), |message| {
             let result = message.result;
             let activated = result.activated.into_iter();
             let accounting = result.accounting.unwrap_or_default();
+            let bound = accounting
+                .error_bound
+                .zip(accounting.error_bound_per_memory);
             let answer = Answer::Spread {
                 activated: activated.map(|one| (one.id, one.activation)).collect(),
                 total: result.activated_total,
                 missing_seeds: result.missing_seeds,
                 complete: accounting.excluded_partitions.is_empty() && accounting.missing <= 0.0,
+                // Amounts are told in the unit of the seeds: a division by a power of two.
+                bound: bound.map(|(all, each)| SpreadBound {
+                    all: all * SPREAD_ONE,
+                    each: each * SPREAD_ONE,
+                }),
             };
             (answer, result.token)
         });

@@ -135,7 +135,9 @@ async fn ask_once(actor: &mut Actor, question: &Question) -> bool {
                 vec![ids[actor.rng.random_range(0..ids.len())].clone()]
             };
             let hops = actor.rng.random_range(1..=4);
-            actor.spread(space, seeds, hops, Level::Linearizable).await
+            let pushes = actor.rng.random_bool(0.4);
+            let level = Level::Linearizable;
+            actor.spread(space, seeds, hops, level, pushes).await
         }
         Question::Write { space } => {
             let wanted = Remember {

@@ -1,5 +1,5 @@
-//! Exact spreads over a graph that lies across partitions and only grows, so that each answer can be
-//! compared with the oracle at its positions, whatever happens to the nodes meanwhile.
+//! Spreads of both modes over a graph that lies across partitions and only grows, so that each answer
+//! can be compared with the oracle at its positions, whatever happens to the nodes meanwhile.
 
 use rand::RngExt as _;
 
@@ -25,7 +25,9 @@ pub async fn turn(actor: &mut Actor, task: &Task) {
     let seeds = draw_seeds(actor);
     let hops = actor.rng.random_range(1..=4);
     let level = actor.draw_level();
-    actor.spread(&task.space.name, seeds, hops, level).await;
+    let pushes = actor.rng.random_bool(0.4);
+    let space = &task.space.name;
+    actor.spread(space, seeds, hops, level, pushes).await;
 }
 
 /// A new edge, or more evidence for one.

@@ -1,6 +1,11 @@
 //! The coordinator of one attempt of an `async` spread: reports in, grants and one answer out.
 //!
 //! It keeps no clock: deadlines, lost participants and the next attempt are the caller's.
+//!
+//! The reports of a participant are taken in the order in which it made them, whatever the order of
+//! arrival: so what is known of it is always a state that it was in. A report names only those
+//! memories that entered its source's most activated by it; behind one that is lost, a total could
+//! count for a memory that nobody has named, and could not be answered.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +14,6 @@ use super::super::ledger::Ledger;
 use super::super::outcome::{Activated, SpreadOutcome, most_activated};
 use super::super::plan::{PlanError, SlotTable, check_plan};
 use super::super::ranking::ranking;
-use super::super::seen::Seen;
 use super::super::wire::{Control, ReportEnd, SpreadStart};
 use super::check_rules;
 use super::wire::PushReport;
@@ -19,6 +23,8 @@ use crate::types::{EdgeContext, MemoryHash, MemoryId, NodeId, PartitionId};
 pub const CREDIT_START: u64 = 1 << 60;
 /// Credit that one grant adds.
 const CREDIT_GRANT: u64 = 1 << 32;
+/// Reports of one participant that wait for an earlier one.
+const REPORTS_AHEAD_MAX: usize = 1_024;
 
 /// Collects the step reports of one attempt.
 pub struct PushCoordinator {
@@ -43,10 +49,11 @@ pub struct PushCoordinator {
 
 #[derive(Default)]
 struct Peer {
-    reports: Seen,
+    /// Number of the latest report that was taken, and those that came before their turn.
+    latest: u64,
+    ahead: BTreeMap<u64, PushReport>,
     controls: u64,
     /// Of the latest report.
-    latest: u64,
     exclusion: u32,
     credit_to_excluded: u128,
     credit_from_excluded: u128,
@@ -54,8 +61,25 @@ struct Peer {
 
 /// Why a report cannot be used: it is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("node {0} does not take part")]
-pub struct NotAParticipant(pub NodeId);
+pub enum PushReportError {
+    #[error("node {0} does not take part")]
+    NotAParticipant(NodeId),
+    /// The query cannot end before its deadline any more.
+    #[error("{REPORTS_AHEAD_MAX} reports of node {0} wait for an earlier one already")]
+    TooManyAhead(NodeId),
+}
+
+impl Peer {
+    /// The report whose turn it is, if it is here.
+    fn next(&mut self) -> Option<PushReport> {
+        let report = self.ahead.remove(&(self.latest + 1))?;
+        self.latest = report.sequence;
+        self.exclusion = report.exclusion;
+        self.credit_to_excluded = report.credit_to_excluded;
+        self.credit_from_excluded = report.credit_from_excluded;
+        Some(report)
+    }
+}
 
 impl PushCoordinator {
     /// # Errors
@@ -118,33 +142,34 @@ impl PushCoordinator {
     /// attempts change nothing.
     ///
     /// # Errors
-    /// When it is of a stranger.
-    pub fn on_report(&mut self, report: PushReport) -> Result<Directions, NotAParticipant> {
+    /// When it is of a stranger, or of one of whom too many wait for an earlier one.
+    pub fn on_report(&mut self, report: PushReport) -> Result<Directions, PushReportError> {
         let mut directions = Directions::default();
         let is_other = (report.query, report.attempt) != (self.plan.query, self.plan.attempt);
         if self.is_over || is_other || self.excluded.contains(&report.source) {
             return Ok(directions);
         }
         let node = report.source;
-        let peer = self.peers.get_mut(&node).ok_or(NotAParticipant(node))?;
-        if !peer.reports.insert(report.sequence) {
+        let peer = self.peers.get_mut(&node);
+        let peer = peer.ok_or(PushReportError::NotAParticipant(node))?;
+        if report.sequence <= peer.latest || peer.ahead.contains_key(&report.sequence) {
             return Ok(directions);
         }
-        if report.sequence > peer.latest {
-            peer.latest = report.sequence;
-            peer.exclusion = report.exclusion;
-            peer.credit_to_excluded = report.credit_to_excluded;
-            peer.credit_from_excluded = report.credit_from_excluded;
+        if report.sequence > peer.latest + 1 && peer.ahead.len() >= REPORTS_AHEAD_MAX {
+            return Err(PushReportError::TooManyAhead(node));
         }
-        let wants_credit = report.wants_credit;
-        self.take(report);
-        if wants_credit {
-            let credit = self.grant;
-            // The total grows before anybody can give any of it back.
-            *self.granted.entry(node).or_default() += u128::from(credit);
-            directions
-                .controls
-                .push((node, self.control(node, credit, false)));
+        peer.ahead.insert(report.sequence, report);
+        while let Some(report) = self.peers.get_mut(&node).and_then(Peer::next) {
+            let wants_credit = report.wants_credit;
+            self.take(report);
+            if wants_credit {
+                let credit = self.grant;
+                // The total grows before anybody can give any of it back.
+                *self.granted.entry(node).or_default() += u128::from(credit);
+                directions
+                    .controls
+                    .push((node, self.control(node, credit, false)));
+            }
         }
         if self.is_exhausted || self.totals.len() > self.plan.parameters.activated_max {
             self.is_exhausted = true;
@@ -265,7 +290,7 @@ impl PushCoordinator {
         let mut best = most_activated(totals, limit.saturating_add(1));
         let next_total = best.get(limit).map_or(0, |(_, total)| *total);
         best.truncate(limit);
-        // Each was named by its source in the report that counted it.
+        // Each was named by its source in the report that counted it last, or before.
         let named = |(memory, total)| {
             let id = self.names.get(&memory)?.clone();
             let path = Vec::new();
@@ -277,10 +302,7 @@ impl PushCoordinator {
             })
         };
         let activated: Vec<Activated> = best.into_iter().filter_map(named).collect();
-        // Property tests found a rare run with deaths whose answer lacked more than the ledger
-        // allows. Until that is understood nothing is certified once a node was excluded.
-        let certain = self.excluded.is_empty();
-        let accounting = self.ledger.close(self.plan.parameters.decay, certain);
+        let accounting = self.ledger.close(self.plan.parameters.decay, true);
         let partition = |place| self.plan.partition(place);
         let ranking = ranking(&activated, next_total, &accounting, &self.slots, partition);
         let excluded = self.plan.partitions_without(&self.excluded);
@@ -307,6 +329,9 @@ impl PushCoordinator {
     /// All credit handed out, and all that came back, for tests that add it up.
     #[cfg(test)]
     pub(in crate::spread) fn credit(&self) -> (u128, u128) {
-        (self.granted.values().sum(), self.returned.values().sum())
+        let ahead = self.peers.values().flat_map(|peer| peer.ahead.values());
+        let ahead: u128 = ahead.map(|report| u128::from(report.credit)).sum();
+        let returned: u128 = self.returned.values().sum();
+        (self.granted.values().sum(), returned + ahead)
     }
 }

@@ -15,7 +15,7 @@ mod participant;
 mod residuals;
 mod wire;
 
-pub use coordinator::{CREDIT_START, NotAParticipant, PushCoordinator};
+pub use coordinator::{CREDIT_START, PushCoordinator, PushReportError};
 pub use participant::{PushStep, Pusher, PusherError};
 pub use wire::{Push, PushReport, PushSection};
 

@@ -16,6 +16,7 @@ use super::check_rules;
 use super::residuals::{Residual, Residuals};
 use super::wire::{Push, PushReport, PushSection};
 use crate::limits;
+use crate::planted;
 use crate::types::{MemoryHash, MemoryId, NodeId, PartitionId, Unit};
 
 /// One node's partitions in one attempt of one query.
@@ -177,7 +178,7 @@ impl<A: Adjacency> Pusher<A> {
             reason,
         })?;
         let traffic = self.traffic.entry(push.source).or_default();
-        if !traffic.seen.insert(push.sequence) {
+        if !traffic.seen.insert(push.sequence) && !planted!("spread-push-doubled") {
             return Ok(Received::Repeated);
         }
         traffic.credit_from += u128::from(push.credit);
@@ -399,7 +400,7 @@ impl<A: Adjacency> Pusher<A> {
         let split = Split::new(amount, parameters.decay, sum, parameters.normalization);
         let mut sent = 0;
         for (edge, weight) in weighted {
-            let share = split.share_of(weight, || sum);
+            let share = split.share_of(weight);
             if share > 0 {
                 sent += u128::from(share);
                 done.edges_followed += 1;

@@ -72,30 +72,6 @@ pub(super) fn check(
     check_ranking(truth, finished)
 }
 
-/// Of an answer without a bound: it never has too much, and calls nothing certain.
-pub(super) fn check_without_bound(
-    truth: &BTreeMap<MemoryHash, u64>,
-    finished: &Finished,
-) -> Result<(), String> {
-    if finished.accounting.bound.is_some() {
-        return Err("a bound although a node is lost".into());
-    }
-    for one in &finished.outcome.activated {
-        let true_total = truth.get(&one.memory).copied().unwrap_or(0);
-        if one.total > true_total {
-            return Err(format!("{} is more than {true_total}", one.total));
-        }
-    }
-    if finished
-        .ranking
-        .iter()
-        .any(|rank| rank.is_before_next || rank.at_most.is_some())
-    {
-        return Err("something is certain without a bound".into());
-    }
-    Ok(())
-}
-
 fn check_ranking(truth: &BTreeMap<MemoryHash, u64>, finished: &Finished) -> Result<(), String> {
     let activated = &finished.outcome.activated;
     if activated.len() != finished.ranking.len() {

@@ -184,6 +184,7 @@ mod tests {
             seeds: vec!["a".into()],
             hops: 1,
             level: Level::Stale,
+            pushes: false,
         };
         let mut activated = vec![("a".to_owned(), ONE)];
         if b > 0 {
@@ -194,6 +195,7 @@ mod tests {
             total,
             missing_seeds: Vec::new(),
             complete: true,
+            bound: None,
         };
         build::acked(1, (20, 40), op, answer, position)
     }
