@@ -227,6 +227,52 @@ impl SpaceClient {
         Ok(answer)
     }
 
+    /// The memories within some hops of others; without a number of hops, their component.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn neighborhood(
+        &self,
+        mut request: v1::NeighborhoodRequest,
+    ) -> Result<v1::NeighborhoodResponse, Error> {
+        request.space.clone_from(&self.name);
+        request.token = self.session_for(request.token, request.consistency);
+        let call = Call::read("neighborhood", Route::Any);
+        let answer = self
+            .client
+            .call(
+                call,
+                |_| request.clone(),
+                |channel, request| async move { memories(channel).neighborhood(request).await },
+            )
+            .await?;
+        self.client.absorb(answer.token.as_ref());
+        Ok(answer)
+    }
+
+    /// The shortest or the strongest path between two memories.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn find_path(
+        &self,
+        mut request: v1::FindPathRequest,
+    ) -> Result<v1::FindPathResponse, Error> {
+        request.space.clone_from(&self.name);
+        request.token = self.session_for(request.token, request.consistency);
+        let call = Call::read("find_path", Route::Any);
+        let answer = self
+            .client
+            .call(
+                call,
+                |_| request.clone(),
+                |channel, request| async move { memories(channel).find_path(request).await },
+            )
+            .await?;
+        self.client.absorb(answer.token.as_ref());
+        Ok(answer)
+    }
+
     /// The memories nearest to a vector or to another memory.
     ///
     /// # Errors

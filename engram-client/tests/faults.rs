@@ -131,6 +131,18 @@ impl Memories for Fake {
     ) -> Result<Response<v1::NeighborsResponse>, Status> {
         Err(unsupported())
     }
+    async fn neighborhood(
+        &self,
+        _: Request<v1::NeighborhoodRequest>,
+    ) -> Result<Response<v1::NeighborhoodResponse>, Status> {
+        Err(unsupported())
+    }
+    async fn find_path(
+        &self,
+        _: Request<v1::FindPathRequest>,
+    ) -> Result<Response<v1::FindPathResponse>, Status> {
+        Err(unsupported())
+    }
     async fn recall(
         &self,
         _: Request<v1::RecallRequest>,

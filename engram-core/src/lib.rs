@@ -23,3 +23,4 @@ pub mod planted;
 pub mod spread;
 pub mod storage;
 pub mod types;
+pub mod walk;

@@ -288,10 +288,104 @@ async fn every_node_answers_for_all() {
         "one answer from every node"
     );
 
+    hybrid_recalls(&nodes).await;
+    walks(&nodes).await;
     refusals(&nodes[1]).await;
     assert!(nodes[2].forget("f").await.expect("an answer").existed);
     assert!(nodes[0].get("f").await.expect("an answer").is_none());
     verified_equal(&setup.client).await;
+}
+
+/// One call that finds the nearest and spreads from them: the same from every node.
+async fn hybrid_recalls(nodes: &[SpaceClient]) {
+    let request = |like: &str| v1::SpreadRequest {
+        nearest: Some(v1::NearestSeeds {
+            query: Some(v1::nearest_seeds::Query::Like(like.into())),
+            count: 2,
+            similarity_weight: Some(0.25),
+            activation_weight: Some(0.75),
+            ..Default::default()
+        }),
+        hops: 1,
+        with_content: true,
+        ..Default::default()
+    };
+    let mut answers = Vec::new();
+    for node in nodes {
+        let answer = node.spread(request("a")).await.expect("an answer");
+        answers.push(answer.result);
+    }
+    let first = &answers[0];
+    let hybrid = first.hybrid.as_ref().expect("it states its weights");
+    assert_eq!(
+        (hybrid.similarity_weight, hybrid.activation_weight),
+        (0.25, 0.75)
+    );
+    assert_eq!(hybrid.seeds.len(), 2, "{hybrid:?}");
+    assert_eq!(hybrid.seeds[0].id, "b");
+    // b leads to c.
+    let found = first.activated.iter().find(|one| one.id == "c");
+    let found = found.expect("what the nearest lead to is found");
+    assert!(found.similarity.is_some() && found.combined.is_some());
+    let content = found.memory.as_ref().map(|memory| memory.content.as_str());
+    assert_eq!(content, Some("content of c"));
+    let combined: Vec<f64> = first
+        .activated
+        .iter()
+        .filter_map(|one| one.combined)
+        .collect();
+    assert!(
+        combined.is_sorted_by(|one, other| one >= other),
+        "{combined:?}"
+    );
+    for other in &answers {
+        assert_eq!(
+            other.activated, first.activated,
+            "one answer from every node"
+        );
+    }
+    let nobody = nodes[0].spread(request("nobody")).await;
+    assert!(nobody.is_err(), "there is no such memory");
+}
+
+/// a -> b -> c, in three partitions or fewer.
+async fn walks(nodes: &[SpaceClient]) {
+    use v1::neighbors_request::Direction;
+    for node in nodes {
+        let path = |from: &str, to: &str, direction: Direction| v1::FindPathRequest {
+            from: from.into(),
+            to: to.into(),
+            direction: direction.into(),
+            ..Default::default()
+        };
+        let ids = |answer: v1::FindPathResponse| -> Vec<String> {
+            answer.steps.into_iter().map(|step| step.id).collect()
+        };
+        let found = node.find_path(path("a", "c", Direction::Out)).await;
+        let found = found.expect("an answer");
+        assert!((found.strength - 0.25).abs() < 1e-9, "{found:?}");
+        assert_eq!(ids(found), ["a", "b", "c"]);
+        let none = node.find_path(path("c", "a", Direction::Out)).await;
+        assert!(none.expect("an answer").steps.is_empty());
+        let back = node.find_path(path("c", "a", Direction::In)).await;
+        assert_eq!(ids(back.expect("an answer")), ["c", "b", "a"]);
+        let missing = node.find_path(path("a", "nobody", Direction::Both)).await;
+        assert_eq!(missing.expect("an answer").missing, ["nobody"]);
+
+        let around = v1::NeighborhoodRequest {
+            ids: vec!["b".into()],
+            direction: Direction::Both.into(),
+            ..Default::default()
+        };
+        let component = node.neighborhood(around).await.expect("an answer");
+        let members: Vec<(&str, u32)> = component
+            .members
+            .iter()
+            .map(|member| (member.id.as_str(), member.hops))
+            .collect();
+        assert_eq!(members, [("b", 0), ("a", 1), ("c", 1)]);
+        assert!(!component.truncated);
+    }
 }
 
 async fn refusals(space: &SpaceClient) {

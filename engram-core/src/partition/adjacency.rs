@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 
 use super::Partition;
-use super::graph::GraphVersion;
+use super::graph::{GraphVersion, InEdge};
 use super::read;
-use super::view::{PartitionView, ReadError};
+use super::view::{Direction, PartitionView, ReadError};
 use crate::filter::Filter;
 use crate::keys;
 use crate::spread::{Adjacency, OutEdge, Projected};
@@ -70,6 +70,20 @@ impl Partition {
 }
 
 impl PartitionAdjacency {
+    /// The same state, read from the store alone.
+    #[cfg(test)]
+    pub(super) fn without_arrays(&self) -> Self {
+        Self {
+            view: self.view.clone(),
+            graph: GraphVersion::default(),
+            projected: None,
+            filter: self.filter.clone(),
+            relations: self.relations.clone(),
+            now_millis: self.now_millis,
+            resolved: Mutex::default(),
+        }
+    }
+
     fn look_up(&self, memory: MemoryHash) -> Result<Option<MemoryId>, StorageError> {
         if let Some(known) = self.resolved.lock().get(&memory) {
             return Ok(known.clone());
@@ -88,6 +102,46 @@ impl PartitionAdjacency {
     fn follows(&self, relation: &Relation) -> bool {
         let followed = |relations: &BTreeSet<_>| relations.contains(relation);
         self.relations.as_ref().is_none_or(followed)
+    }
+
+    /// The edges into a memory from those of this partition, live ones of followed relations.
+    pub(super) fn in_edges(
+        &self,
+        memory: MemoryHash,
+        mut push: impl FnMut(InEdge),
+    ) -> Result<(), ReadError> {
+        let view = &self.view;
+        let mut push = |edge: InEdge| {
+            if self.follows(&edge.relation) {
+                push(edge);
+            }
+        };
+        let only_in_log = view.overlay.in_edges(memory).next().is_none();
+        if only_in_log
+            && self
+                .graph
+                .in_edges(view, memory, self.now_millis, &mut push)?
+        {
+            return Ok(());
+        }
+        for key in view.edge_keys(memory, Direction::In)? {
+            let record = read::edge(&*view.reader, view.partition, &key)?;
+            let removals = read::source_removals(&*view.reader, view.partition, key.from)?;
+            let value = view.value(&key, record.as_ref(), removals.as_ref());
+            if value.is_live() {
+                push(InEdge {
+                    from: key.from,
+                    weight: value.weight(&view.state.config.decay, self.now_millis),
+                    relation: key.relation,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The id of a memory that exists and passes the query's filter.
+    pub(super) fn name(&self, memory: MemoryHash) -> Result<Option<MemoryId>, ReadError> {
+        Ok(self.look_up(memory)?)
     }
 
     /// Without the overlay; `false` when the arrays cannot tell.

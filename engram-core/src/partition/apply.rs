@@ -179,6 +179,8 @@ impl Partition {
         }
         let touched = std::mem::take(&mut step.graph_touched);
         published.graph.note(touched, step.sequence());
+        let targets = std::mem::take(&mut step.graph_targets);
+        published.graph.note_targets(targets, step.sequence());
         published.log = Arc::new(step.log);
         published.state = Arc::new(step.state);
         Ok(applied)

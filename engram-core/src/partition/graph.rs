@@ -6,10 +6,12 @@
 //! the memories whose existence or out-edges it touched. A reader pins arrays and notes together
 //! with its view of the storage; what is noted is read from the store once, by the first reader
 //! that meets it, and kept with the note until the next arrays. Readers take no lock but the short
-//! one of every view.
+//! one of every view. Memories to which an edge was changed are noted beside, for those who follow
+//! edges backwards.
 //!
-//! What must hold: for every memory without a note the arrays say what the log's records say.
-//! Changes in the overlay are noted too and always read from the store.
+//! What must hold: for every memory without a note the arrays say what the log's records say; the
+//! edges into a memory that is not noted as a target are those of the arrays' sources, as their
+//! notes have them. Changes in the overlay are noted too and always read from the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -41,6 +43,8 @@ pub struct GraphVersion {
     changed: ChangedVertices,
     /// `None`: nobody will build arrays that could need notes.
     notes: Option<Notes>,
+    /// Memories to which an edge was changed, wherever `notes` are.
+    targets: Targets,
     /// Counts how often notes began: a job of an earlier time cannot be committed.
     era: u64,
 }
@@ -52,6 +56,45 @@ struct Notes {
 }
 
 type Shard = Arc<BTreeMap<MemoryHash, Arc<Note>>>;
+
+/// Memories to which a command changed an edge.
+#[derive(Clone)]
+struct Targets {
+    shards: Arc<[TargetShard; SHARDS]>,
+    len: usize,
+}
+
+type TargetShard = Arc<BTreeMap<MemoryHash, Sequence>>;
+
+impl Default for Targets {
+    fn default() -> Self {
+        Self {
+            shards: Arc::new(std::array::from_fn(|_| Arc::default())),
+            len: 0,
+        }
+    }
+}
+
+impl Targets {
+    fn contains(&self, memory: MemoryHash) -> bool {
+        self.shards[shard(memory)].contains_key(&memory)
+    }
+
+    fn insert(&mut self, memory: MemoryHash, sequence: Sequence) {
+        let shards = Arc::make_mut(&mut self.shards);
+        let before = Arc::make_mut(&mut shards[shard(memory)]).insert(memory, sequence);
+        self.len += usize::from(before.is_none());
+    }
+
+    fn retain_after(&mut self, sequence: Sequence) {
+        let shards = Arc::make_mut(&mut self.shards);
+        self.len = 0;
+        for shard in shards {
+            Arc::make_mut(shard).retain(|_, noted| *noted > sequence);
+            self.len += shard.len();
+        }
+    }
+}
 
 /// A memory that a command touched, and what the log says of it since, once somebody asked.
 struct Note {
@@ -157,12 +200,33 @@ impl GraphVersion {
             }
         }
         if notes.len > NOTES_MAX {
-            let era = self.era;
-            *self = Self {
-                era,
-                ..Self::default()
-            };
+            self.let_go();
         }
+    }
+
+    /// Notes that `sequence` changed edges to these memories.
+    pub fn note_targets(
+        &mut self,
+        memories: impl IntoIterator<Item = MemoryHash>,
+        sequence: Sequence,
+    ) {
+        if self.notes.is_none() {
+            return;
+        }
+        for memory in memories {
+            self.targets.insert(memory, sequence);
+        }
+        if self.targets.len > NOTES_MAX {
+            self.let_go();
+        }
+    }
+
+    fn let_go(&mut self) {
+        let era = self.era;
+        *self = Self {
+            era,
+            ..Self::default()
+        };
     }
 
     fn is_rebuild_due(&self) -> bool {
@@ -217,6 +281,64 @@ impl GraphVersion {
         }
         Ok(true)
     }
+}
+
+impl GraphVersion {
+    /// Edges into a memory that the log has; `false` where neither arrays nor notes can tell.
+    pub fn in_edges(
+        &self,
+        view: &PartitionView,
+        memory: MemoryHash,
+        now_millis: u64,
+        mut push: impl FnMut(InEdge),
+    ) -> Result<bool, ReadError> {
+        let (Some(arrays), Some(notes)) = (&self.arrays, &self.notes) else {
+            return Ok(false);
+        };
+        if self.targets.contains(memory) {
+            return Ok(false);
+        }
+        let Some(vertex) = arrays.find(memory) else {
+            return Ok(true);
+        };
+        let decay = &view.state.config.decay;
+        let mut before = None;
+        for source in arrays.in_sources(vertex) {
+            // Once for each edge, ascending.
+            if before.replace(*source) == Some(*source) {
+                continue;
+            }
+            let from = arrays.name(*source);
+            if let Some(note) = notes.get(from) {
+                let edges = note.state(view, from)?.edges.iter();
+                for edge in edges.filter(|edge| edge.to == memory) {
+                    push(InEdge {
+                        from,
+                        relation: edge.relation.clone(),
+                        weight: decayed(edge.weight, decay, now_millis, edge.stamp_millis),
+                    });
+                }
+                continue;
+            }
+            for edge in arrays.edges_between(*source, vertex) {
+                push(InEdge {
+                    from,
+                    relation: edge.relation.clone(),
+                    weight: decayed(edge.weight, decay, now_millis, edge.stamp_millis),
+                });
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// An edge into a memory, from one of this partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InEdge {
+    pub from: MemoryHash,
+    pub relation: Relation,
+    /// After decay.
+    pub weight: Unit,
 }
 
 fn decayed(weight: Unit, decay: &Decay, now_millis: u64, stamp_millis: u64) -> Unit {
@@ -285,6 +407,7 @@ impl Partition {
         if published.graph.notes.is_none() {
             published.graph.era += 1;
             published.graph.notes = Some(Notes::new());
+            published.graph.targets = Targets::default();
         }
         Some(GraphJob {
             era: published.graph.era,
@@ -307,6 +430,7 @@ impl Partition {
                 && let Some(notes) = &mut graph.notes
             {
                 notes.retain_after(built.sequence);
+                graph.targets.retain_after(built.sequence);
                 let mut changed = ChangedVertices::default();
                 for memory in notes.memories() {
                     arrays

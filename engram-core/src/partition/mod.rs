@@ -17,7 +17,9 @@
 
 mod adjacency;
 mod apply;
+mod compare;
 mod digest;
+mod expand;
 mod folding;
 mod graph;
 mod local;
@@ -46,8 +48,9 @@ use roaring::RoaringTreemap;
 
 pub use adjacency::PartitionAdjacency;
 pub use apply::ApplyError;
+pub use compare::Compared;
 pub use folding::{FoldPage, FoldScan, NumberedConflict};
-pub use graph::{BuiltGraph, GraphError, GraphJob};
+pub use graph::{BuiltGraph, GraphError, GraphJob, InEdge};
 pub use local::{LocalChange, LocalError, ReceivedOverlay, ReplicaPosition};
 pub use open::{OpenError, PartitionOptions};
 pub use overlay::{OverlayStats, delta_bytes};

@@ -142,18 +142,23 @@ impl Partition {
 
 impl RecallQuery<'_> {
     fn check(&self, dimension: u32) -> Result<(), ReadError> {
-        if self.vector.len() != dimension as usize {
-            let actual = self.vector.len();
-            return Err(ReadError::WrongDimension {
-                expected: dimension,
-                actual,
-            });
-        }
-        if let Some(position) = self.vector.iter().position(|value| !value.is_finite()) {
-            return Err(ReadError::NotFinite { position });
-        }
+        check_vector(self.vector, dimension)?;
         at_most("limit", self.limit, limits::RECALL_LIMIT_MAX)?;
         at_most("effort", self.effort, limits::SEARCH_EFFORT_MAX)
+    }
+}
+
+/// Whether a query fits the space.
+pub(super) fn check_vector(vector: &[f32], dimension: u32) -> Result<(), ReadError> {
+    if vector.len() != dimension as usize {
+        return Err(ReadError::WrongDimension {
+            expected: dimension,
+            actual: vector.len(),
+        });
+    }
+    match vector.iter().position(|value| !value.is_finite()) {
+        Some(position) => Err(ReadError::NotFinite { position }),
+        None => Ok(()),
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Step<'a> {
     pub adopting: Vec<OverlayDot>,
     /// Memories that come, go, or whose out-edges change.
     pub graph_touched: Vec<MemoryHash>,
+    /// Memories to which an edge changes.
+    pub graph_targets: Vec<MemoryHash>,
     /// What folding made undecidable for this command, in its order.
     pub conflicts: Vec<ConflictRecord>,
     /// Edges among those touched that had a base before.
@@ -68,6 +70,7 @@ impl<'a> Step<'a> {
             killed: Vec::new(),
             adopting: Vec::new(),
             graph_touched: Vec::new(),
+            graph_targets: Vec::new(),
             conflicts: Vec::new(),
             folded_before: BTreeSet::new(),
             edge_changes: 0,

@@ -335,6 +335,7 @@ impl Step<'_> {
             if self.graph_touched.last() != Some(&key.from) {
                 self.graph_touched.push(key.from);
             }
+            self.graph_targets.push(key.to);
             let now = touched.now().filter(|record| !record.state.is_empty());
             let forward = keys::edge(self.partition, &key);
             let reverse = keys::reverse_edge(self.partition, &key);

@@ -227,7 +227,7 @@ impl PartitionView {
             .is_some_and(|record| record.memory.id == *id))
     }
 
-    fn edge_keys(
+    pub(super) fn edge_keys(
         &self,
         hash: MemoryHash,
         direction: Direction,

@@ -232,16 +232,27 @@ impl Projection {
     /// Out-edges of a vertex, as they are stored: by target, then relation.
     pub fn out_edges(&self, vertex: u32) -> impl Iterator<Item = ProjectedEdge<'_>> {
         let (_, range) = self.source(vertex);
-        range.map(|edge| {
-            let Edge { to, .. } = self.edges[edge];
-            ProjectedEdge {
-                to,
-                slot: HashSlot(self.slots[to as usize]),
-                relation: &self.relation_names[self.relations[edge] as usize],
-                weight: Unit::from_bits(self.edges[edge].weight()).unwrap_or(Unit::ONE),
-                stamp_millis: self.stamp_millis(edge),
-            }
-        })
+        range.map(|edge| self.projected_edge(edge))
+    }
+
+    /// Edges from one vertex to another.
+    pub fn edges_between(&self, from: u32, to: u32) -> impl Iterator<Item = ProjectedEdge<'_>> {
+        let (_, range) = self.source(from);
+        let edges = &self.edges[range.clone()];
+        let first = edges.partition_point(|edge| edge.to < to);
+        let end = edges.partition_point(|edge| edge.to <= to);
+        (range.start + first..range.start + end).map(|edge| self.projected_edge(edge))
+    }
+
+    fn projected_edge(&self, edge: usize) -> ProjectedEdge<'_> {
+        let Edge { to, .. } = self.edges[edge];
+        ProjectedEdge {
+            to,
+            slot: HashSlot(self.slots[to as usize]),
+            relation: &self.relation_names[self.relations[edge] as usize],
+            weight: Unit::from_bits(self.edges[edge].weight()).unwrap_or(Unit::ONE),
+            stamp_millis: self.stamp_millis(edge),
+        }
     }
 
     /// Vertices of this partition with an edge to this one, once per edge, ascending.

@@ -1,8 +1,11 @@
-//! The threads that share an index job: which cores it may use besides its own.
+//! The threads that share an index job, or a hop of a spread: which cores it may use besides its own.
 //!
 //! [`jobs`](super::jobs) borrows hands for each job and gives them back after it. What must hold: in
 //! steady state linking leaves one core to everything else; only while many windows wait (a bulk
 //! import, a restart without saved links) it takes all of them. Links do not depend on any of it.
+//!
+//! Spreads have hands of their own: a hop takes the cores that no other one has, and the thread it
+//! came with. Activation does not depend on it either.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -46,10 +49,24 @@ impl Hands {
         } else {
             self.steady()
         };
+        self.take(allowed)
+    }
+
+    fn take(&self, allowed: usize) -> Lent<'_> {
         let mut taken = self.taken.lock();
         let count = allowed.saturating_sub(*taken).max(1);
         *taken += count;
         Lent { hands: self, count }
+    }
+}
+
+impl engram_core::spread::Crew for Hands {
+    fn lanes(&self) -> usize {
+        self.cores.saturating_sub(*self.taken.lock()).max(1)
+    }
+
+    fn run(&self, pieces: usize, piece: &(dyn Fn(usize) + Sync)) {
+        Crew::run(&self.take(self.cores), pieces, piece);
     }
 }
 
@@ -95,6 +112,22 @@ mod tests {
         assert_eq!(hands.lend(CATCH_UP_WINDOWS).count, 4);
         assert_eq!(Hands::new(1).lend(1).count, 1);
         assert_eq!(*hands.taken.lock(), 0);
+    }
+
+    #[test]
+    fn a_hop_takes_what_others_leave() {
+        use engram_core::spread::Crew as _;
+        let hands = Hands::new(3);
+        assert_eq!(hands.lanes(), 3);
+        let other = hands.take(2);
+        assert_eq!(hands.lanes(), 1);
+        drop(other);
+        let done = AtomicUsize::new(0);
+        hands.run(7, &|_| {
+            assert_eq!(hands.lanes(), 1, "all are taken");
+            done.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!((done.into_inner(), hands.lanes()), (7, 3));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use engram_core::types::{GroupId, Hlc, PartitionId};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use self::crew::Hands;
+pub use self::crew::Hands;
 use self::group::GroupPartitions;
 pub use self::machine::DataMachine;
 use crate::consensus::{Machine, MachineError, MachineFactory};

@@ -11,7 +11,7 @@ use engram_core::partition::{
 };
 use engram_core::storage::StorageError;
 use engram_core::types::{EdgeKey, MarkId, MemoryHash, MemoryId, PartitionId, Relation};
-use engram_proto::convert::memory_to_api;
+use engram_proto::convert::{ask_from_peer, expanded_to_peer, memory_to_api};
 use engram_proto::peer::read_query::Query;
 use engram_proto::peer::served::Answer;
 use engram_proto::{peer, v1};
@@ -35,6 +35,8 @@ pub fn execute(partition: &Partition, query: &peer::ReadQuery) -> Result<peer::S
         Query::Mark(query) => Answer::Mark(mark(partition, *query)?),
         Query::Export(query) => Answer::Export(export(&partition.view(), query)?),
         Query::Conflicts(query) => Answer::Conflicts(conflicts(&partition.view(), *query)?),
+        Query::Compare(query) => Answer::Compare(compare(&partition.view(), query)?),
+        Query::Expand(query) => Answer::Expand(expand(partition, query)?),
     };
     // Taken after the read, so that it covers whatever the answer shows.
     Ok(peer::Served {
@@ -126,10 +128,7 @@ fn api_edge(edge: &FoundEdge) -> v1::Edge {
 }
 
 fn recall(partition: &Partition, query: &peer::RecallQuery) -> Result<peer::RecallAnswer, Refusal> {
-    let filter = (!query.filter.is_empty())
-        .then(|| Filter::parse(&query.filter))
-        .transpose();
-    let filter = filter.map_err(|error| Refusal::Invalid(error.to_string()))?;
+    let filter = filter(&query.filter)?;
     let without = (!query.without.is_empty())
         .then(|| id(&query.without))
         .transpose()?;
@@ -149,6 +148,39 @@ fn recall(partition: &Partition, query: &peer::RecallQuery) -> Result<peer::Reca
     });
     Ok(peer::RecallAnswer {
         hits: hits.collect(),
+    })
+}
+
+fn expand(partition: &Partition, query: &peer::ExpandQuery) -> Result<peer::ExpandAnswer, Refusal> {
+    let ask = ask_from_peer(query, partition.id());
+    let ask = ask.map_err(|error| Refusal::Invalid(error.to_string()))?;
+    let relations = relations(&query.relations)?;
+    let relations = (!relations.is_empty()).then_some(relations);
+    let adjacency = partition.adjacency(filter(&query.filter)?, relations, query.now_millis);
+    let expanded = adjacency.expand(&ask).map_err(refuse)?;
+    Ok(expanded_to_peer(&ask, &expanded))
+}
+
+fn filter(text: &str) -> Result<Option<Filter>, Refusal> {
+    let filter = (!text.is_empty()).then(|| Filter::parse(text)).transpose();
+    filter.map_err(|error| Refusal::Invalid(error.to_string()))
+}
+
+fn compare(
+    view: &PartitionView,
+    query: &peer::CompareQuery,
+) -> Result<peer::CompareAnswer, Refusal> {
+    let found = view.compare(&query.vector, &ids(&query.ids)?);
+    let found = found.map_err(refuse)?.into_iter().flatten();
+    let memories = found.map(|compared| peer::ComparedMemory {
+        id: compared.memory.id.as_str().to_owned(),
+        distance: compared.distance,
+        memory: query
+            .with_content
+            .then(|| memory_to_api(&compared.memory, None)),
+    });
+    Ok(peer::CompareAnswer {
+        memories: memories.collect(),
     })
 }
 

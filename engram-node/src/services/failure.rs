@@ -46,6 +46,12 @@ pub enum Failure {
     Busy { what: &'static str, limit: usize },
     #[error(transparent)]
     Spread(#[from] SpreadFailure),
+    #[error("the walk met more than {max} {what}; it is complete within {hops} hops")]
+    WalkTooLarge {
+        what: &'static str,
+        max: usize,
+        hops: u32,
+    },
     /// Another node answered something that makes no sense.
     #[error("the answer of another node cannot be used: {0}")]
     Internal(String),

@@ -7,10 +7,11 @@ use engram_proto::v1::{
     AlterSpaceRequest, AlterSpaceResponse, AssociateRequest, CancelMovesRequest,
     CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
     DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
-    ExportRequest, ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
-    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse,
-    ListNodesRequest, ListNodesResponse, ListPartitionsRequest, ListPartitionsResponse,
-    ListSpacesRequest, ListSpacesResponse, MoveReplicaRequest, MoveReplicaResponse,
+    ExportRequest, FindPathRequest, FindPathResponse, ForgetRequest, ForgetResponse, GetRequest,
+    GetResponse, ImportAck, ImportBatch, ListConflictsRequest, ListConflictsResponse,
+    ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
+    ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
+    MoveReplicaRequest, MoveReplicaResponse, NeighborhoodRequest, NeighborhoodResponse,
     NeighborsRequest, NeighborsResponse, ProbeRequest, ProbeResponse, RebalanceRequest,
     RebalanceResponse, RecallRequest, RecallResponse, RememberRequest, RememberResponse,
     SetNodeStateRequest, SetNodeStateResponse, Space, SpreadEvent, SpreadRequest, StatusRequest,
@@ -83,6 +84,20 @@ impl Memories for Services {
         request: Request<NeighborsRequest>,
     ) -> Result<Response<NeighborsResponse>, Status> {
         serve!(self, request, neighbors)
+    }
+
+    async fn neighborhood(
+        &self,
+        request: Request<NeighborhoodRequest>,
+    ) -> Result<Response<NeighborhoodResponse>, Status> {
+        serve!(self, request, neighborhood)
+    }
+
+    async fn find_path(
+        &self,
+        request: Request<FindPathRequest>,
+    ) -> Result<Response<FindPathResponse>, Status> {
+        serve!(self, request, find_path)
     }
 
     async fn recall(

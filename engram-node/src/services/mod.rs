@@ -27,6 +27,7 @@ mod status;
 mod survey;
 mod token;
 mod verify;
+mod walk;
 mod writes;
 
 use std::sync::Arc;

@@ -279,7 +279,7 @@ pub(super) fn unfit(what: &str) -> Failure {
 }
 
 /// Ids by the partition that owns them.
-fn by_partition(
+pub(super) fn by_partition(
     space: &SpaceRecord,
     ids: &[String],
 ) -> Result<BTreeMap<PartitionId, (PartitionRecord, Vec<String>)>, InputError> {

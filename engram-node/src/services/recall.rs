@@ -52,17 +52,13 @@ impl Services {
             deadline,
         };
         let mut positions = Positions::default();
-        let query = request
-            .query
-            .ok_or(InputError::Missing("the vector, or the id to be like"))?;
-        let (vector, without) = match query {
-            Like::Vector(vector) => {
-                let model = &request.embedding_model;
-                let embedding = space.config.embedding(vector.components, model);
-                let embedding = embedding.map_err(InputError::from)?;
-                (embedding.components().to_vec(), String::new())
+        let model = &request.embedding_model;
+        let (vector, without) = match request.query {
+            Some(Like::Vector(vector)) => {
+                (compared_with(&space.config, vector, model)?, String::new())
             }
-            Like::Like(id) => (self.vector_of(&reading, &id, &mut positions).await?, id),
+            Some(Like::Like(id)) => (self.vector_of(&reading, &id, &mut positions).await?, id),
+            None => return Err(nothing_to_be_near_to().into()),
         };
         let query = RecallQuery {
             vector,
@@ -82,7 +78,7 @@ impl Services {
     }
 
     /// The embedding of a memory.
-    async fn vector_of(
+    pub(super) async fn vector_of(
         &self,
         reading: &Reading<'_>,
         id: &str,
@@ -130,8 +126,22 @@ impl Services {
     }
 }
 
+pub(super) fn nothing_to_be_near_to() -> InputError {
+    InputError::Missing("the vector, or the id to be like")
+}
+
+/// A client's vector, as it is compared in this space.
+pub(super) fn compared_with(
+    config: &SpaceConfig,
+    vector: v1::Vector,
+    model: &str,
+) -> Result<Vec<f32>, InputError> {
+    let embedding = config.embedding(vector.components, model)?;
+    Ok(embedding.components().to_vec())
+}
+
 /// By distance, then id: the same whatever the layout.
-fn merged(mut hits: Vec<RecallHit>, limit: usize) -> Vec<RecallHit> {
+pub(super) fn merged(mut hits: Vec<RecallHit>, limit: usize) -> Vec<RecallHit> {
     hits.sort_by(|one, other| {
         one.distance
             .total_cmp(&other.distance)
@@ -141,16 +151,21 @@ fn merged(mut hits: Vec<RecallHit>, limit: usize) -> Vec<RecallHit> {
     hits
 }
 
-/// Distances as scores: greater is nearer.
+/// A distance as a score: greater is nearer.
+pub(super) fn score(metric: Metric, distance: f32) -> f64 {
+    let distance = f64::from(distance);
+    match metric {
+        Metric::Cosine => 1.0 - distance,
+        Metric::Dot | Metric::L2 => 0.0 - distance,
+    }
+}
+
+/// Distances as scores.
 fn scored(config: &SpaceConfig, hits: Vec<RecallHit>, by_confidence: bool) -> Vec<v1::Hit> {
     let mut hits: Vec<v1::Hit> = hits
         .into_iter()
         .map(|hit| {
-            let distance = f64::from(hit.distance);
-            let score = match config.metric {
-                Metric::Cosine => 1.0 - distance,
-                Metric::Dot | Metric::L2 => 0.0 - distance,
-            };
+            let score = score(config.metric, hit.distance);
             let score = if by_confidence {
                 weighed(score, hit.confidence)
             } else {

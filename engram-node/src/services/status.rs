@@ -135,6 +135,11 @@ fn judge(failure: &Failure) -> Verdict {
             "try again after a pause",
         ),
         Failure::Spread(error) => judge_spread(error),
+        Failure::WalkTooLarge { .. } => refused(
+            Code::ResourceExhausted,
+            "WALK_TOO_LARGE",
+            "use fewer hops, fewer relations or a filter",
+        ),
         Failure::Internal(_) => passing(Code::Internal, "INTERNAL", SEE_NODES),
     }
 }

@@ -21,6 +21,12 @@ impl Positions {
         self.0.entry(partition).or_default().join(position);
     }
 
+    pub fn join(&mut self, other: &Self) {
+        for (partition, position) in &other.0 {
+            self.note(*partition, position);
+        }
+    }
+
     /// Of a write: the log up to its sequence.
     #[must_use]
     pub fn written(partition: PartitionId, sequence: Sequence) -> Self {

@@ -4,11 +4,13 @@
 
 mod log;
 mod v1;
+mod walk;
 
 use engram_core::types::{EmbeddingError, MemoryIdError};
 
 pub use log::{decode_applied, decode_group_command, encode_applied, encode_group_command};
 pub use v1::{decay_from_api, decay_to_api, memory_to_api, metric_from_api, quantization_from_api};
+pub use walk::{ask_from_peer, expanded_from_peer, expanded_to_peer};
 
 /// Why bytes or a message are not what they claim to be.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

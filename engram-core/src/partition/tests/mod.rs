@@ -1,5 +1,6 @@
 //! Tests of the partition as a whole; `support` drives it, each other file holds one concern.
 
+mod arrays;
 mod basics;
 mod converge;
 mod model;

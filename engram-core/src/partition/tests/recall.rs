@@ -91,3 +91,40 @@ fn a_replaced_memory_is_never_missed() {
         reader.join().expect("no answer was incomplete");
     });
 }
+
+#[test]
+fn comparing_says_what_a_recall_says() {
+    let driven = labelled(30);
+    let mut bare = remember("bare", None);
+    bare.content = "without an embedding".into();
+    let mut driven = driven;
+    driven.op(Op::Remember(bare));
+    let vector = [11.0, 2.0, 0.0, 0.5];
+    let recalled = driven
+        .partition
+        .recall(&RecallQuery::new(&vector, 30))
+        .expect("recalls");
+    let mut ids: Vec<_> = recalled
+        .hits
+        .iter()
+        .map(|hit| hit.memory.id.clone())
+        .collect();
+    ids.extend([id("bare"), id("nobody")]);
+    let view = driven.partition.view();
+    let compared = view.compare(&vector, &ids).expect("compares");
+    assert_eq!(compared.len(), 32);
+    for (hit, compared) in recalled.hits.iter().zip(&compared) {
+        let compared = compared.as_ref().expect("it is there");
+        assert_eq!(compared.memory, hit.memory);
+        let bits = compared.distance.expect("it has an embedding").to_bits();
+        assert_eq!(bits, hit.distance.to_bits());
+    }
+    let bare = compared[30].as_ref().expect("it is there");
+    assert_eq!((bare.distance, compared[31].is_none()), (None, true));
+    let unasked = view.compare(&[], &ids[..1]).expect("compares nothing");
+    assert_eq!(unasked[0].as_ref().expect("there").distance, None);
+    assert!(matches!(
+        view.compare(&[1.0], &ids),
+        Err(ReadError::WrongDimension { .. })
+    ));
+}

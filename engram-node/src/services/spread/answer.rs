@@ -26,11 +26,12 @@ pub fn hop(stats: &HopStats, attempt: u32) -> Event {
     })
 }
 
-/// `ids` names the seeds.
+/// `ids` names the seeds; `positions` is what was read besides.
 pub fn result(
     finished: Finished,
     ids: &BTreeMap<MemoryHash, MemoryId>,
     attempt: u32,
+    mut positions: Positions,
 ) -> v1::SpreadResult {
     let Finished {
         outcome,
@@ -47,7 +48,6 @@ pub fn result(
         missing_seeds,
         ..
     } = outcome;
-    let mut positions = Positions::default();
     pinned
         .iter()
         .for_each(|(partition, position)| positions.note(*partition, position));
@@ -64,6 +64,7 @@ pub fn result(
         missing_seeds: missing_seeds.map(|id| id.as_str().to_owned()).collect(),
         token: Some(positions.token()),
         accounting: Some(api_accounting(&accounting, &excluded, attempt)),
+        hybrid: None,
     }
 }
 
@@ -83,6 +84,9 @@ fn api_activated((activated, rank): (Activated, Rank)) -> v1::Activated {
         path: activated.path.into_iter().map(step).collect(),
         activation_at_most: rank.at_most,
         certain_before_next: rank.is_before_next,
+        similarity: None,
+        combined: None,
+        memory: None,
     }
 }
 

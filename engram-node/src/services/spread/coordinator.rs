@@ -29,6 +29,7 @@ use super::super::failure::{Failure, SpreadFailure};
 use super::super::reads::Reading;
 use super::super::token::Freshness;
 use super::answer;
+use super::hybrid::Hybrid;
 use super::lead::{BadReport, Lead};
 use super::parameters::{self, Query};
 use super::registry::{Heard, Listening};
@@ -39,6 +40,8 @@ use crate::routing::{Deadline, Pauses};
 /// the last one waits before it ends with what it has.
 const ATTEMPT_SHARE: f64 = 0.6;
 const LAST_SHARE: f64 = 0.9;
+/// Share of the time left that the search of a hybrid recall may take.
+const SEARCH_SHARE: f64 = 0.4;
 /// Shorter attempts are not worth making: the whole time left is one.
 const ATTEMPT_MIN: Duration = Duration::from_millis(1_500);
 /// Attempts of one query. The last one goes on without what is lost.
@@ -64,6 +67,7 @@ enum Lost {
 /// A client's query on its way.
 struct Asked {
     query: Query,
+    hybrid: Option<Hybrid>,
     freshness: Freshness,
     space: SpaceRecord,
     id: QueryId,
@@ -111,7 +115,7 @@ impl Services {
         request: v1::SpreadRequest,
         deadline: Deadline,
     ) -> Result<Answers<v1::SpreadEvent>, Failure> {
-        let query = parameters::query(&request)?;
+        let mut query = parameters::query(&request)?;
         let freshness = Freshness::of(request.consistency, request.token)?;
         let space = self.space_for(&request.space, &freshness, deadline).await?;
         let seams = self.router().seams();
@@ -119,8 +123,20 @@ impl Services {
             Some(now) => u64::try_from(now).unwrap_or(0),
             None => seams.clock.wall_millis(),
         };
+        let hybrid = match request.nearest {
+            Some(nearest) => {
+                let reading = Reading {
+                    space: &space,
+                    freshness: &freshness,
+                    deadline: self.search_deadline(&query, deadline),
+                };
+                Some(self.begin_nearest(nearest, &mut query, &reading).await?)
+            }
+            None => None,
+        };
         let asked = Asked {
             query,
+            hybrid,
             freshness,
             space,
             id: QueryId(seams.random_id()),
@@ -153,7 +169,7 @@ impl Services {
                 let hops = finished.outcome.hops.clone();
                 events.hops(&hops, attempt).await;
                 let end = match finished.end {
-                    ReportEnd::Complete => Ok(answer::result(finished, &asked.query.ids, attempt)),
+                    ReportEnd::Complete => self.answer_of(&asked, finished, attempt).await,
                     ReportEnd::TooManyActivated { hop } => {
                         let max = ACTIVATED_MAX;
                         Err(SpreadFailure::TooManyActivated { hop, max }.into())
@@ -166,6 +182,40 @@ impl Services {
             }
             Err(failure) => self.fail(&events, &failure).await,
         }
+    }
+
+    async fn answer_of(
+        &self,
+        asked: &Asked,
+        finished: Finished,
+        attempt: u32,
+    ) -> Result<v1::SpreadResult, Failure> {
+        let hybrid = asked.hybrid.as_ref();
+        let searched = hybrid.map(|hybrid| hybrid.positions.clone());
+        let mut result = answer::result(
+            finished,
+            &asked.query.ids,
+            attempt,
+            searched.unwrap_or_default(),
+        );
+        let reading = Reading {
+            space: &asked.space,
+            freshness: &asked.freshness,
+            deadline: asked.deadline,
+        };
+        self.complete_answer(&reading, &asked.query, hybrid, &mut result)
+            .await?;
+        Ok(result)
+    }
+
+    /// Where losses are allowed a search leaves time for the spread.
+    fn search_deadline(&self, query: &Query, deadline: Deadline) -> Deadline {
+        if query.require_complete {
+            return deadline;
+        }
+        let left = deadline.left(self.router().seams());
+        let share = self.router().deadline(left.mul_f64(SEARCH_SHARE));
+        share.min(deadline)
     }
 
     async fn fail(&self, events: &Events, failure: &Failure) {

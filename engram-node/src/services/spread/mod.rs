@@ -1,5 +1,5 @@
 //! Spreading activation across nodes (`exact` and `async`, ADR 0005): [`coordinator`] runs a client's
-//! query with a [`lead`] of its mode, [`registry`] holds this node's [`part`] in the queries that
+//! query with a [`lead`] of its mode, [`hybrid`] begins it at the nearest of a vector, [`registry`] holds this node's [`part`] in the queries that
 //! run, [`messages`] is what nodes send, [`answer`] what the client gets.
 //!
 //! The rules are engram-core's step machines; here are only transport, deadlines and attempts.
@@ -9,6 +9,7 @@
 
 mod answer;
 mod coordinator;
+mod hybrid;
 mod lead;
 mod messages;
 mod parameters;

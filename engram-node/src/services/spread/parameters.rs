@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use engram_core::limits::{ACTIVATED_MAX, SEEDS_MAX};
+use engram_core::limits::{ACTIVATED_MAX, RECALL_LIMIT_MAX, SEEDS_MAX};
 use engram_core::spread::{
     INJECTED_MAX, Normalization, ONE, Seed, SpreadMode, SpreadParameters, check_rules,
 };
@@ -16,7 +16,7 @@ use super::super::input;
 const HOPS_DEFAULT: u32 = 3;
 const LIMIT_DEFAULT: u32 = 100;
 /// Memories that a spread returns.
-const LIMIT_MAX: usize = 10_000;
+pub const LIMIT_MAX: usize = 10_000;
 /// Greatest activation of a seed and greatest threshold, in the unit of the seeds.
 const ACTIVATION_MAX: f64 = 1_048_576.0;
 
@@ -27,6 +27,7 @@ pub struct Query {
     pub mode: SpreadMode,
     /// A partition that cannot be reached fails the query.
     pub require_complete: bool,
+    pub with_content: bool,
     pub seeds: Vec<Seed>,
     /// The seeds' ids, to name those that are missing.
     pub ids: BTreeMap<MemoryHash, MemoryId>,
@@ -37,46 +38,63 @@ pub struct Query {
 pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
     let mode = mode(request)?;
     input::filter(&request.filter)?;
-    if request.seeds.is_empty() {
+    if request.seeds.is_empty() && request.nearest.is_none() {
         return Err(InputError::Missing("the seeds").into());
     }
     input::at_most("the seeds", "seeds", request.seeds.len(), SEEDS_MAX)?;
-    let (mut seeds, mut ids) = (Vec::new(), BTreeMap::new());
-    for seed in &request.seeds {
+    let seed = |seed: &v1::Seed| {
         let id = input::memory_id("a seed", &seed.id)?;
         let amount = amount("a seed's activation", seed.activation.unwrap_or(1.0))?;
-        seeds.push(Seed {
-            memory: id.hash(),
-            slot: id.hash_slot(),
-            amount,
-        });
-        ids.insert(id.hash(), id);
-    }
+        Ok::<_, InputError>((id, amount))
+    };
+    let seeds: Vec<_> = request.seeds.iter().map(seed).collect::<Result<_, _>>()?;
     let parameters = parameters(request)?;
     if let SpreadMode::Async { .. } = mode {
         check_rules(&parameters).map_err(InputError::from)?;
-        let injected = seeds
-            .iter()
-            .map(|seed| u128::from(seed.amount))
-            .sum::<u128>();
-        if injected > u128::from(INJECTED_MAX) {
+    }
+    let mut query = Query {
+        parameters,
+        filter: request.filter.clone(),
+        mode,
+        require_complete: request.require_complete,
+        with_content: request.with_content,
+        seeds: Vec::new(),
+        ids: BTreeMap::new(),
+    };
+    query.add_seeds(seeds)?;
+    Ok(query)
+}
+
+impl Query {
+    /// Adds memories to start from.
+    ///
+    /// # Errors
+    /// When there are too many, or more than `async` can account for.
+    pub fn add_seeds(
+        &mut self,
+        seeds: impl IntoIterator<Item = (MemoryId, u64)>,
+    ) -> Result<(), InputError> {
+        for (id, amount) in seeds {
+            self.seeds.push(Seed {
+                memory: id.hash(),
+                slot: id.hash_slot(),
+                amount,
+            });
+            self.ids.insert(id.hash(), id);
+        }
+        input::at_most("the seeds", "seeds", self.seeds.len(), SEEDS_MAX)?;
+        let amounts = self.seeds.iter().map(|seed| u128::from(seed.amount));
+        let injected: u128 = amounts.sum();
+        if self.mode != SpreadMode::Exact && injected > u128::from(INJECTED_MAX) {
             return Err(InputError::OutOfRange {
                 what: "the sum of the seeds in async mode",
                 actual: injected as f64 / ONE as f64,
                 min: 0.0,
                 max: (INJECTED_MAX / ONE) as f64,
-            }
-            .into());
+            });
         }
+        Ok(())
     }
-    Ok(Query {
-        parameters,
-        filter: request.filter.clone(),
-        mode,
-        require_complete: request.require_complete,
-        seeds,
-        ids,
-    })
 }
 
 fn mode(request: &v1::SpreadRequest) -> Result<SpreadMode, InputError> {
@@ -132,7 +150,12 @@ fn parameters(request: &v1::SpreadRequest) -> Result<SpreadParameters, InputErro
             request.limit
         } as usize,
     };
-    input::at_most("the limit", "memories", parameters.limit, LIMIT_MAX)?;
+    let limit_max = if request.with_content {
+        RECALL_LIMIT_MAX
+    } else {
+        LIMIT_MAX
+    };
+    input::at_most("the limit", "memories", parameters.limit, limit_max)?;
     parameters.check()?;
     Ok(parameters)
 }
@@ -181,6 +204,7 @@ mod tests {
             query(&request).is_err()
         };
         assert!(refused(|r| r.seeds.clear()));
+        assert!(refused(|r| r.seeds = vec![r.seeds[0].clone(); 2_000]));
         assert!(refused(|r| r.seeds[0].id.clear()));
         assert!(refused(|r| r.seeds[0].activation = Some(f64::NAN)));
         assert!(refused(|r| r.seeds[0].activation = Some(-1.0)));

@@ -1,13 +1,14 @@
 //! A participant of either mode, as one thing to drive: words in, words and reports out.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use engram_core::filter::Filter;
 use engram_core::partition::{PartitionAdjacency, ReadError};
 use engram_core::planted;
 use engram_core::spread::{
-    Control, Frame, HopStats, Participant, ParticipantError, PlanError, Push, PushStep, Pusher,
-    PusherError, QueryId, SpreadMode, SpreadStart, Step,
+    Control, Crew, Frame, HopStats, Participant, ParticipantError, PlanError, Push, PushStep,
+    Pusher, PusherError, QueryId, SpreadMode, SpreadStart, Step,
 };
 use engram_core::types::{EdgeContext, NodeId, PartitionId};
 use engram_proto::peer::SpreadFrameMessage;
@@ -99,6 +100,7 @@ impl Part {
         here: &Here,
         start: SpreadStart,
         positions: &HashMap<PartitionId, EdgeContext>,
+        crew: Arc<dyn Crew + Send>,
     ) -> Result<Self, String> {
         let node = here.node();
         let filter = (!start.filter.is_empty()).then(|| Filter::parse(&start.filter));
@@ -127,7 +129,8 @@ impl Part {
         let unfit = |error: PlanError| error.to_string();
         Ok(match start.mode {
             SpreadMode::Exact => {
-                let part = Participant::new(start, node, partitions).map_err(unfit)?;
+                let mut part = Participant::new(start, node, partitions).map_err(unfit)?;
+                part.set_crew(crew);
                 Self::Exact(Box::new(part))
             }
             SpreadMode::Async { .. } => {

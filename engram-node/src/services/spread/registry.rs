@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::messages::Messenger;
 use super::part::{Doing, Part, Trouble, Word};
+use crate::replica::Hands;
 use crate::routing::{Deadline, Links, Router};
 use crate::seams::Seams;
 
@@ -44,6 +45,8 @@ pub struct Registry {
 struct Inner {
     router: Router,
     messenger: Messenger,
+    /// Cores for the hops.
+    hands: Arc<Hands>,
     state: Mutex<State>,
 }
 
@@ -116,6 +119,9 @@ impl Registry {
             inner: Arc::new(Inner {
                 router,
                 messenger,
+                hands: Arc::new(Hands::new(
+                    std::thread::available_parallelism().map_or(1, usize::from),
+                )),
                 state: Mutex::default(),
             }),
         }
@@ -159,7 +165,8 @@ impl Registry {
         positions: &HashMap<PartitionId, EdgeContext>,
         wait: Duration,
     ) -> Result<(), String> {
-        let part = Part::new(self.inner.router.here(), start.clone(), positions)?;
+        let crew: Arc<Hands> = Arc::clone(&self.inner.hands);
+        let part = Part::new(self.inner.router.here(), start.clone(), positions, crew)?;
         let (sender, inbox) = mpsc::channel(INBOX_WORDS_MAX);
         {
             let mut state = self.inner.state.lock();
