@@ -8,6 +8,7 @@ use super::context::ClientArgs;
 use super::failure::{Exit, Failure};
 use super::memory::consistency;
 use super::output::{decimal, edge_json, table};
+use super::walk::{Around, RuleArgs, around};
 
 #[derive(Clone, Debug, Args)]
 pub struct EdgeArgs {
@@ -64,15 +65,14 @@ pub struct NeighborsArgs {
     /// Which associations
     #[arg(long, value_enum, default_value_t)]
     pub direction: DirectionArg,
-    /// Only this relation; may be repeated
-    #[arg(long = "relation", value_name = "RELATION")]
-    pub relations: Vec<String>,
+    /// Show the memories within so many hops, instead of the associations
+    #[arg(long)]
+    pub hops: Option<std::num::NonZeroU32>,
     /// At most so many
     #[arg(long, default_value_t = 100)]
     pub limit: u32,
-    /// Answer from any replica, however far behind
-    #[arg(long)]
-    pub stale: bool,
+    #[command(flatten)]
+    pub rules: RuleArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -81,6 +81,17 @@ pub enum DirectionArg {
     Out,
     In,
     Both,
+}
+
+impl From<DirectionArg> for i32 {
+    fn from(direction: DirectionArg) -> Self {
+        use v1::neighbors_request::Direction;
+        match direction {
+            DirectionArg::Out => Direction::Out.into(),
+            DirectionArg::In => Direction::In.into(),
+            DirectionArg::Both => Direction::Both.into(),
+        }
+    }
 }
 
 impl EdgeArgs {
@@ -172,18 +183,27 @@ pub async fn dissociate(args: &EdgeArgs, client_args: &ClientArgs) -> Result<Exi
 }
 
 pub async fn neighbors(args: &NeighborsArgs, client_args: &ClientArgs) -> Result<Exit, Failure> {
-    use v1::neighbors_request::Direction;
-    let direction = match args.direction {
-        DirectionArg::Out => Direction::Out,
-        DirectionArg::In => Direction::In,
-        DirectionArg::Both => Direction::Both,
-    };
+    if let Some(hops) = args.hops {
+        let asked = Around {
+            space: &args.space,
+            id: &args.id,
+            direction: args.direction,
+            hops: hops.get(),
+            limit: args.limit,
+            rules: &args.rules,
+        };
+        return around(asked, client_args).await;
+    }
+    if !args.rules.filter.is_empty() {
+        let message = "a filter belongs to a walk over several hops";
+        return Err(Failure::usage(message, "engram neighbors --hops"));
+    }
     let request = v1::NeighborsRequest {
         id: args.id.clone(),
-        direction: direction.into(),
-        relations: args.relations.clone(),
+        direction: args.direction.into(),
+        relations: args.rules.relations.clone(),
         limit: args.limit,
-        consistency: consistency(args.stale),
+        consistency: consistency(args.rules.stale),
         ..Default::default()
     };
     let answer = client_args

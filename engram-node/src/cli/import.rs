@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use engram_client::{Client, types as v1};
+use engram_core::types::SlotRange;
 use serde_json::json;
 
+use super::bulk::colocate::{Colocated, colocate};
 use super::bulk::jsonl::{Embeddings, MemoryLine, parse};
 use super::bulk::lines::Lines;
 use super::bulk::load::{IN_FLIGHT_DEFAULT, Input, Loaded, Loader, OnError};
@@ -30,6 +32,11 @@ pub struct ImportArgs {
     /// Associations, one JSON object per line
     #[arg(long, value_name = "FILE.jsonl")]
     pub edges: Option<PathBuf>,
+    /// Place memories that are associated in one partition: ids become {tag}id, in memories and
+    /// associations alike; the files that are imported, and one that says what became of each id,
+    /// are written to this directory
+    #[arg(long, value_name = "DIR", requires = "memories", requires = "edges")]
+    pub colocate: Option<PathBuf>,
     /// What to do with a line that is refused
     #[arg(long, value_enum, default_value_t)]
     pub on_error: OnError,
@@ -63,11 +70,17 @@ pub async fn run(
     if args.create {
         create(args, &client, &input).await?;
     }
-    let space = client
-        .describe_space(&args.space)
-        .await?
-        .space
-        .unwrap_or_default();
+    let described = client.describe_space(&args.space).await?;
+    let space = described.space.unwrap_or_default();
+    let colocated = colocated(args, &described.partitions)?;
+    let input = match &colocated {
+        None => input,
+        Some(written) => Input::open(
+            Some(&written.memories),
+            args.embeddings.as_deref(),
+            Some(&written.edges),
+        )?,
+    };
     let loader = Loader {
         space: client.space(&args.space),
         embeddings: Embeddings {
@@ -83,8 +96,36 @@ pub async fn run(
         || PathBuf::from(format!("{}-rejected.jsonl", args.space.replace('/', "_")));
     let mut rejects = Rejects::new(args.report.clone().unwrap_or_else(default_report));
     let loaded = loader.load(input, &mut rejects).await?;
-    report(args, client_args, &loaded, &rejects)?;
+    report(args, client_args, &loaded, &rejects, colocated.as_ref())?;
     Ok(Exit::Ok)
+}
+
+/// The files rewritten for the partitions that there are, where it is asked for.
+fn colocated(
+    args: &ImportArgs,
+    partitions: &[v1::Partition],
+) -> Result<Option<Colocated>, Failure> {
+    let (Some(directory), Some(memories), Some(edges)) =
+        (&args.colocate, &args.memories, &args.edges)
+    else {
+        return Ok(None);
+    };
+    let range = |partition: &v1::Partition| {
+        let start = u16::try_from(partition.slot_start).ok()?;
+        let end = u16::try_from(partition.slot_end).ok()?;
+        Some(SlotRange { start, end })
+    };
+    let ranges: Option<Vec<SlotRange>> = partitions.iter().map(range).collect();
+    let ranges = ranges.filter(|ranges| !ranges.is_empty());
+    let ranges = ranges.ok_or_else(|| {
+        Failure::usage(
+            "the partitions of the space are not known",
+            "engram cluster partitions",
+        )
+    })?;
+    let written = colocate(memories, edges, &ranges, directory);
+    let written = written.map_err(|error| Failure::usage(error.to_string(), ""))?;
+    Ok(Some(written))
 }
 
 async fn create(args: &ImportArgs, client: &Client, input: &Input) -> Result<(), Failure> {
@@ -126,6 +167,7 @@ fn report(
     client_args: &ClientArgs,
     loaded: &Loaded,
     rejects: &Rejects,
+    colocated: Option<&Colocated>,
 ) -> Result<(), Failure> {
     let rejected = rejects.count();
     let value = json!({
@@ -136,10 +178,28 @@ fn report(
         "edges_seconds": loaded.edges_time.as_secs_f64(),
         "rejected": rejected,
         "report": (rejected > 0).then(|| rejects.path()),
+        "colocated": colocated,
     });
-    client_args
-        .output
-        .print(&value, || summary(args, loaded, rejects))
+    client_args.output.print(&value, || {
+        let mut text = summary(args, loaded, rejects);
+        if let Some(colocated) = colocated {
+            text.push('\n');
+            text += &placement(colocated);
+        }
+        text
+    })
+}
+
+fn placement(colocated: &Colocated) -> String {
+    let all = colocated.associations.max(1) as f64;
+    let share = |crossing: u64| crossing as f64 * 100.0 / all;
+    format!(
+        "{:.1} % of the associations join two partitions, {:.1} % by the hash of ids; the fullest partition has {:.2} of the mean\nwhat became of each id: {}",
+        share(colocated.crossing),
+        share(colocated.crossing_by_hash),
+        colocated.fullest,
+        colocated.mapping.display(),
+    )
 }
 
 fn summary(args: &ImportArgs, loaded: &Loaded, rejects: &Rejects) -> String {

@@ -20,6 +20,7 @@ pub mod spread;
 pub mod start;
 pub mod token;
 pub mod vector;
+pub mod walk;
 
 use std::process::ExitCode;
 
@@ -69,8 +70,12 @@ enum Command {
     Strengthen(WithClient<edge::StrengthenArgs>),
     /// Remove an association
     Dissociate(WithClient<edge::EdgeArgs>),
-    /// Show the associations of a memory
+    /// Show the associations of a memory, or the memories within some hops
     Neighbors(WithClient<edge::NeighborsArgs>),
+    /// Find the shortest or the strongest path between two memories
+    Path(WithClient<walk::PathArgs>),
+    /// Show the memories that are connected with one
+    Component(WithClient<walk::ComponentArgs>),
     /// Find the memories nearest to a vector or to another memory
     Recall(WithClient<recall::RecallArgs>),
     /// Spread activation along associations
@@ -140,6 +145,8 @@ async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
         Command::Strengthen(with) => edge::strengthen(&with.args, &with.client).await,
         Command::Dissociate(with) => edge::dissociate(&with.args, &with.client).await,
         Command::Neighbors(with) => edge::neighbors(&with.args, &with.client).await,
+        Command::Path(with) => walk::path(&with.args, &with.client).await,
+        Command::Component(with) => walk::component(&with.args, &with.client).await,
         Command::Recall(with) => recall::run(&with.args, &with.client).await,
         Command::Spread(with) => spread::run(&with.args, &with.client).await,
         Command::Cluster(with) => cluster::run(&with.args, &with.client, seams).await,
@@ -180,6 +187,8 @@ impl Command {
             Self::Strengthen(with) => Some(&with.client),
             Self::Dissociate(with) => Some(&with.client),
             Self::Neighbors(with) => Some(&with.client),
+            Self::Path(with) => Some(&with.client),
+            Self::Component(with) => Some(&with.client),
             Self::Recall(with) => Some(&with.client),
             Self::Spread(with) => Some(&with.client),
             Self::Cluster(with) => Some(&with.client),
@@ -225,9 +234,15 @@ mod tests {
             "engram space --endpoint a:1 list",
             "engram space list --endpoint a:1,b:2 -o json",
             "engram recall s --like dog --limit 3",
+            "engram recall s --like dog --spread --hops 2 --nearest 5 --activation-weight 0.3",
+            "engram spread s --like dog --nearest 20 --similarity-weight 0.2 --explain",
             "engram spread s --seed dog=0.5 --seed cat --explain -o dot",
             "engram import s --memories m.jsonl --embeddings e.npy --create --partitions 3",
             "engram import s --edges e.jsonl --on-error stop",
+            "engram import s --memories m.jsonl --edges e.jsonl --colocate out",
+            "engram neighbors s dog --hops 2 --direction both --relation is",
+            "engram path s dog cat --by strength --max-hops 4 -o dot",
+            "engram component s dog --limit 50 --stale",
             "engram help exit-codes",
             "engram cluster drain 2 --dry-run -o json",
             "engram cluster decommission 2 --on-interrupt cancel --wait-limit 5m",
@@ -250,10 +265,15 @@ mod tests {
             "engram",
             "engram recall s",
             "engram recall s --like a --vector-file f",
+            "engram recall s --like a --hops 2",
+            "engram spread s --like a --vector-file f",
             "engram spread s",
             "engram import s",
             "engram import s --edges e.jsonl --embeddings e.npy",
+            "engram import s --edges e.jsonl --colocate out",
             "engram get s",
+            "engram path s dog",
+            "engram neighbors s dog --hops 0",
             "engram get s a --deadline 10",
         ] {
             assert!(parse(line).is_err(), "{line}");

@@ -71,6 +71,16 @@ pub fn table(headings: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> 
     table.trim_fmt()
 }
 
+/// A text as Graphviz reads it.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n");
+    format!("\"{escaped}\"")
+}
+
 /// The beginning of a text, on one line.
 #[must_use]
 pub fn brief(text: &str) -> String {

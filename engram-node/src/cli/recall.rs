@@ -8,6 +8,7 @@ use super::context::ClientArgs;
 use super::failure::{Exit, Failure};
 use super::memory::{consistency, hit_table};
 use super::output::memory_json;
+use super::spread::{ScoringArgs, show};
 use super::vector::VectorFile;
 
 #[derive(Clone, Debug, Args)]
@@ -49,8 +50,17 @@ pub struct RecallArgs {
     )]
     pub embedding_model: String,
     /// Multiply each score by the memory's confidence
-    #[arg(long)]
+    #[arg(long, conflicts_with = "spread")]
     pub scale_by_confidence: bool,
+    /// Spread activation from what is found, and order by similarity and activation together
+    #[arg(long)]
+    pub spread: bool,
+    /// With --spread: hops that the activation travels
+    #[arg(long, default_value_t = 3, requires = "spread")]
+    pub hops: u32,
+    /// With --spread: how it is scored
+    #[command(flatten)]
+    pub scoring: ScoringArgs,
     /// Answer from any replica, however far behind
     #[arg(long)]
     pub stale: bool,
@@ -64,6 +74,13 @@ pub async fn run(args: &RecallArgs, client_args: &ClientArgs) -> Result<Exit, Fa
         }),
         (None, like) => Query::Like(like.clone().unwrap_or_default()),
     };
+    if args.spread {
+        return spread(args, query, client_args).await;
+    }
+    if args.scoring != ScoringArgs::default() {
+        let message = "--nearest and the weights belong to a spread";
+        return Err(Failure::usage(message.to_owned(), "engram recall --spread"));
+    }
     let request = v1::RecallRequest {
         query: Some(query),
         limit: args.limit,
@@ -91,4 +108,37 @@ pub async fn run(args: &RecallArgs, client_args: &ClientArgs) -> Result<Exit, Fa
             false => hit_table(&answer.hits),
         })?;
     Ok(Exit::Ok)
+}
+
+/// Hybrid recall. What is asked more of a spread than this, `engram spread` asks.
+async fn spread(
+    args: &RecallArgs,
+    query: v1::recall_request::Query,
+    client_args: &ClientArgs,
+) -> Result<Exit, Failure> {
+    use v1::nearest_seeds::Query as Near;
+    use v1::recall_request::Query;
+    let query = match query {
+        Query::Vector(vector) => Near::Vector(vector),
+        Query::Like(id) => Near::Like(id),
+    };
+    let request = v1::SpreadRequest {
+        nearest: Some(v1::NearestSeeds {
+            effort: args.effort,
+            embedding_model: args.embedding_model.clone(),
+            ..args.scoring.seeds(query)
+        }),
+        hops: args.hops,
+        filter: args.filter.clone(),
+        limit: args.limit,
+        with_content: true,
+        consistency: consistency(args.stale),
+        ..Default::default()
+    };
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .spread(request)
+        .await?;
+    show(&answer, client_args, false)
 }

@@ -11,7 +11,8 @@ use super::bulk::progress::thousands;
 use super::context::ClientArgs;
 use super::failure::{Exit, Failure};
 use super::memory::{consistency, split_number};
-use super::output::{Output, line, table};
+use super::output::{Output, brief, line, memory_json, quoted, table};
+use super::vector::VectorFile;
 
 /// Activation that a seed of 1.0 injects.
 const UNIT: f64 = 4_294_967_296.0;
@@ -21,8 +22,15 @@ pub struct SpreadArgs {
     /// Name of the space
     pub space: String,
     /// Memory to start from, with its activation; may be repeated
-    #[arg(long = "seed", value_name = "ID[=A]", required = true, value_parser = parse_seed)]
+    #[arg(
+        long = "seed",
+        value_name = "ID[=A]",
+        required_unless_present_any = ["vector_file", "like"],
+        value_parser = parse_seed
+    )]
     pub seeds: Vec<v1::Seed>,
+    #[command(flatten)]
+    pub nearest: NearestArgs,
     /// Hops that the activation travels
     #[arg(long, default_value_t = 3)]
     pub hops: u32,
@@ -78,6 +86,77 @@ pub struct SpreadArgs {
     pub require_complete: bool,
 }
 
+/// Hybrid recall: a spread that starts from what a recall finds.
+#[derive(Clone, Debug, Default, Args)]
+#[group(skip)]
+pub struct NearestArgs {
+    /// Start from the memories nearest to the vector in this file: a JSON array of numbers, or a
+    /// .npy with one row
+    #[arg(long, value_name = "FILE", conflicts_with = "like")]
+    pub vector_file: Option<VectorFile>,
+    /// Start from the memories nearest to this one
+    #[arg(long, value_name = "ID")]
+    pub like: Option<String>,
+    #[command(flatten)]
+    pub scoring: ScoringArgs,
+    /// Search effort; more finds more and takes longer [default: chosen by the server]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    pub effort: u32,
+    /// Model that made the query's embedding
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub embedding_model: String,
+}
+
+/// How a hybrid recall is scored.
+#[derive(Clone, Debug, Default, PartialEq, Args)]
+#[group(skip)]
+pub struct ScoringArgs {
+    /// Nearest memories that the activation starts from [default: 10]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub nearest: u32,
+    /// Weight of similarity in the combined score, in [0, 1] [default: 0.5]
+    #[arg(long, value_name = "W")]
+    pub similarity_weight: Option<f64>,
+    /// Weight of activation in the combined score, in [0, 1] [default: 0.5]
+    #[arg(long, value_name = "W")]
+    pub activation_weight: Option<f64>,
+}
+
+impl ScoringArgs {
+    pub fn seeds(&self, query: v1::nearest_seeds::Query) -> v1::NearestSeeds {
+        v1::NearestSeeds {
+            query: Some(query),
+            count: self.nearest,
+            similarity_weight: self.similarity_weight,
+            activation_weight: self.activation_weight,
+            ..Default::default()
+        }
+    }
+}
+
+impl NearestArgs {
+    fn seeds(&self) -> Result<Option<v1::NearestSeeds>, Failure> {
+        use v1::nearest_seeds::Query;
+        let query = match (&self.vector_file, &self.like) {
+            (Some(file), _) => Query::Vector(v1::Vector {
+                components: file.read()?,
+            }),
+            (None, Some(like)) => Query::Like(like.clone()),
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(v1::NearestSeeds {
+            effort: self.effort,
+            embedding_model: self.embedding_model.clone(),
+            ..self.scoring.seeds(query)
+        }))
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum ModeArg {
     /// Hop by hop: the same answer on every layout
@@ -110,9 +189,10 @@ fn parse_factor(text: &str) -> Result<(String, f64), String> {
 }
 
 impl SpreadArgs {
-    fn request(&self, explain: bool) -> v1::SpreadRequest {
-        v1::SpreadRequest {
+    fn request(&self, explain: bool) -> Result<v1::SpreadRequest, Failure> {
+        Ok(v1::SpreadRequest {
             seeds: self.seeds.clone(),
+            nearest: self.nearest.seeds()?,
             hops: self.hops,
             mode: match self.mode {
                 ModeArg::Exact => v1::SpreadMode::Exact.into(),
@@ -136,7 +216,7 @@ impl SpreadArgs {
             cut_off: self.cut_off,
             require_complete: self.require_complete,
             ..Default::default()
-        }
+        })
     }
 }
 
@@ -144,11 +224,24 @@ pub async fn run(args: &SpreadArgs, client_args: &ClientArgs) -> Result<Exit, Fa
     // A drawing is made of the paths, where there are any.
     let is_drawing = client_args.output == Output::Dot && args.mode == ModeArg::Exact;
     let explain = args.explain || is_drawing;
-    let space = client_args.connect()?.space(&args.space);
-    let answer = space.spread(args.request(explain)).await?;
+    let request = args.request(explain)?;
+    let answer = client_args
+        .connect()?
+        .space(&args.space)
+        .spread(request)
+        .await?;
+    show(&answer, client_args, args.explain)
+}
+
+/// Prints an answer as the user wants it.
+pub fn show(
+    answer: &SpreadAnswer,
+    client_args: &ClientArgs,
+    explain: bool,
+) -> Result<Exit, Failure> {
     match client_args.output {
         Output::Dot => line(&dot(&answer.result))?,
-        output => output.print(&json(&answer), || text(&answer, args.explain))?,
+        output => output.print(&json(answer), || text(answer, explain))?,
     }
     Ok(if answer.result.missing_seeds.is_empty() {
         Exit::Ok
@@ -174,6 +267,9 @@ fn json(answer: &SpreadAnswer) -> Value {
             "path": memory.path.iter().map(step).collect::<Vec<_>>(),
             "activation_at_most": memory.activation_at_most,
             "certain_before_next": memory.certain_before_next,
+            "similarity": memory.similarity,
+            "combined": memory.combined,
+            "memory": memory.memory.as_ref().map(memory_json),
         })
     });
     json!({
@@ -183,6 +279,17 @@ fn json(answer: &SpreadAnswer) -> Value {
         "edges_followed": answer.result.edges_followed,
         "missing_seeds": answer.result.missing_seeds,
         "accounting": answer.result.accounting.as_ref().map(accounting_json),
+        "hybrid": answer.result.hybrid.as_ref().map(hybrid_json),
+    })
+}
+
+fn hybrid_json(hybrid: &v1::HybridScoring) -> Value {
+    let seed = |seed: &v1::NearestSeed| json!({ "id": seed.id, "similarity": seed.similarity, "activation": seed.activation });
+    json!({
+        "similarity_weight": hybrid.similarity_weight,
+        "activation_weight": hybrid.activation_weight,
+        "seeds": hybrid.seeds.iter().map(seed).collect::<Vec<_>>(),
+        "unsearched_partitions": hybrid.unsearched_partitions,
     })
 }
 
@@ -233,15 +340,32 @@ fn loss(accounting: &v1::SpreadAccounting) -> Option<String> {
 #[must_use]
 pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
     let result = &answer.result;
-    let mut headings = vec![">ACTIVATION", "ID"];
+    let is_hybrid = result.hybrid.is_some();
+    let with_content = result.activated.iter().any(|one| one.memory.is_some());
+    let mut headings = Vec::new();
+    if is_hybrid {
+        headings.extend([">COMBINED", ">SIMILARITY"]);
+    }
+    headings.extend([">ACTIVATION", "ID"]);
+    if with_content {
+        headings.push("CONTENT");
+    }
     if explain {
         headings.push("STRONGEST PATH");
     }
+    let score = |score: Option<f64>| score.map(|score| format!("{score:.4}"));
     let rows = result.activated.iter().map(|memory| {
-        let mut row = vec![
-            format!("{:.6}", activation(memory.activation)),
-            memory.id.clone(),
-        ];
+        let mut row = Vec::new();
+        if is_hybrid {
+            let scores = [memory.combined, memory.similarity];
+            row.extend(scores.map(|one| score(one).unwrap_or_default()));
+        }
+        row.push(format!("{:.6}", activation(memory.activation)));
+        row.push(memory.id.clone());
+        if with_content {
+            let content = memory.memory.as_ref().map(|memory| brief(&memory.content));
+            row.push(content.unwrap_or_default());
+        }
         if explain {
             row.push(path(&memory.path));
         }
@@ -256,6 +380,20 @@ pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
         "\n\n{} of {total} activated memories; {edges} associations followed in {hops} hops",
         result.activated.len()
     );
+    if let Some(hybrid) = &result.hybrid {
+        let _ = write!(
+            text,
+            "\nstarted from the {} nearest; combined = {} x nearness + {} x activation / greatest",
+            hybrid.seeds.len(),
+            hybrid.similarity_weight,
+            hybrid.activation_weight,
+        );
+        if !hybrid.unsearched_partitions.is_empty() {
+            let partitions = hybrid.unsearched_partitions.iter();
+            let partitions: Vec<String> = partitions.map(u64::to_string).collect();
+            let _ = write!(text, "; not searched: partitions {}", partitions.join(", "));
+        }
+    }
     for seed in &result.missing_seeds {
         let _ = write!(text, "\nseed {seed}: no such memory");
     }
@@ -306,14 +444,6 @@ fn dot(result: &v1::SpreadResult) -> String {
     }
     text.push('}');
     text
-}
-
-fn quoted(text: &str) -> String {
-    let escaped = text
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n");
-    format!("\"{escaped}\"")
 }
 
 #[cfg(test)]
@@ -374,6 +504,35 @@ mod tests {
         let text = text(&SpreadAnswer { hops, result }, false);
         let expected = "partial: confidence 0.7500; 0.250000 of 1.000000 is missing; without partitions 7; all totals together lack at most 0.437500";
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_hybrid_recall_states_its_weights() {
+        let mut result = result();
+        result.activated[0].similarity = Some(0.75);
+        result.activated[0].combined = Some(0.625);
+        result.activated[0].memory = Some(v1::Memory {
+            content: "a cat".into(),
+            ..Default::default()
+        });
+        result.hybrid = Some(v1::HybridScoring {
+            similarity_weight: 0.5,
+            activation_weight: 0.25,
+            seeds: vec![v1::NearestSeed::default(); 3],
+            unsearched_partitions: vec![4],
+        });
+        let hops = vec![];
+        let text = text(&SpreadAnswer { hops, result }, false);
+        for part in [
+            "COMBINED",
+            "0.6250",
+            "0.7500",
+            "a cat",
+            "started from the 3 nearest; combined = 0.5 x nearness + 0.25 x activation / greatest",
+            "not searched: partitions 4",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]
