@@ -21,7 +21,7 @@ use super::outcome::{HopStats, Top, most_activated};
 use super::parameters::{Normalization, SpreadParameters};
 use super::projection::{Edge, Projected, Projection};
 use super::scratch::Scratch;
-use super::split::Split;
+use super::split::{QuickSplit, Split};
 use super::wire::Arrival;
 use super::{Adjacency, OutEdge};
 use crate::edges::decay_factor;
@@ -267,7 +267,7 @@ impl Engine {
         }
     }
 
-    /// Counting: fills `senders` with what counted, and gives how many did.
+    /// Counting: fills `senders` and `others` with what sends, and gives how many counted.
     fn count<A: Adjacency>(
         &mut self,
         adjacency: &A,
@@ -276,6 +276,8 @@ impl Engine {
     ) -> Result<u64, BoardError<A::Error>> {
         let mut counted = 0;
         self.scratch.senders.clear();
+        self.scratch.others.clear();
+        self.scratch.expected = 0;
         if self.scratch.is_dense {
             for vertex in 0..self.scratch.next.len() as u32 {
                 counted += self.count_one(adjacency, parameters, hop, vertex)?;
@@ -319,7 +321,13 @@ impl Engine {
         }
         self.scratch.total[place] = total.saturating_add(amount);
         if hop < parameters.hops && !self.is_refractory(vertex, hop, parameters) {
-            self.scratch.senders.push((vertex, amount));
+            if self.is_as_projected(vertex) {
+                // Their edges are needed next: this also brings them nearer.
+                self.scratch.expected += self.graph().source(vertex).1.len() as u64;
+                self.scratch.senders.push((vertex, amount));
+            } else {
+                self.scratch.others.push((vertex, amount));
+            }
         }
         Ok(1)
     }
@@ -358,7 +366,7 @@ impl Engine {
         }
     }
 
-    /// Sending: splits what `senders` hold, adds it up at the targets, and gives how many edges
+    /// Sending: splits what `senders` and `others` hold, adds it up at the targets, and gives how many edges
     /// carried a share.
     fn send<A: Adjacency>(
         &mut self,
@@ -369,36 +377,22 @@ impl Engine {
         rounding: &mut u64,
     ) -> Result<u64, BoardError<A::Error>> {
         let senders = std::mem::take(&mut self.scratch.senders);
-        let mut expected = 0;
-        let (mut as_projected, mut others) = (Vec::new(), Vec::new());
-        let all_are = self.projected.changed.is_empty() && self.extra.names.is_empty();
-        for (vertex, amount) in senders.iter().filter(|_| !all_are) {
-            let list = if self.is_as_projected(*vertex) {
-                &mut as_projected
-            } else {
-                &mut others
-            };
-            list.push((*vertex, *amount));
-        }
-        let projected = if all_are { &senders } else { &as_projected };
-        for (vertex, _) in projected {
-            expected += self.graph().source(*vertex).1.len() as u64;
-        }
-        *rounding = expected + senders.len() as u64;
-        let followed = self.send_projected(parameters, hop, projected, expected, crew);
+        let others = std::mem::take(&mut self.scratch.others);
+        let expected = self.scratch.expected;
+        *rounding = expected + (senders.len() + others.len()) as u64;
+        let mut total = self.send_projected(parameters, hop, &senders, expected, crew);
         let mut edges = Vec::new();
-        let mut total = followed;
-        for (vertex, amount) in others {
+        for (vertex, amount) in &others {
             edges.clear();
             adjacency
-                .out_edges(self.name(vertex), &mut edges)
+                .out_edges(self.name(*vertex), &mut edges)
                 .map_err(BoardError::Adjacency)?;
             *rounding += edges.len() as u64;
-            let followed = self.send_read(parameters, amount, &edges);
-            self.note_sent(vertex, hop, followed);
+            let followed = self.send_read(parameters, *amount, &edges);
+            self.note_sent(*vertex, hop, followed);
             total += followed;
         }
-        self.scratch.senders = senders;
+        (self.scratch.senders, self.scratch.others) = (senders, others);
         Ok(total)
     }
 
@@ -533,7 +527,7 @@ impl Engine {
         let split = Split::new(amount, parameters.decay, sum, parameters.normalization);
         let shares = weighted
             .iter()
-            .map(|(edge, weight)| (split.share_of(*weight, || sum), *edge));
+            .map(|(edge, weight)| (split.share_of(*weight), *edge));
         let mut shares: Vec<(u64, &OutEdge)> = shares.filter(|(share, _)| *share > 0).collect();
         if let Some(limit) = self.edge_rules.fan_limit {
             shares.sort_unstable_by(|(left, a), (right, b)| {
@@ -687,10 +681,22 @@ impl Sending<'_> {
         let edges = self.graph.edges_of(range);
         let sum = || edges.iter().map(|edge| u128::from(edge.weight())).sum();
         let decay = self.parameters.decay;
-        let split = Split::by_reciprocal(amount, decay, source.reciprocal, sum);
         let mut carried = 0;
+        if let Some(split) = QuickSplit::new(amount, decay, source.reciprocal) {
+            for edge in edges {
+                let weight = edge.weight();
+                let share = match split.share_of(weight) {
+                    Some(share) => share,
+                    None => split.in_full(weight, sum()),
+                };
+                carried += u64::from(share > 0);
+                sink.add(edge.to, share);
+            }
+            return carried;
+        }
+        let split = Split::new(amount, decay, sum(), Normalization::Fan);
         for edge in edges {
-            let share = split.share_of(edge.weight(), sum);
+            let share = split.share_of(edge.weight());
             carried += u64::from(share > 0);
             sink.add(edge.to, share);
         }
@@ -712,7 +718,7 @@ impl Sending<'_> {
         let split = Split::new(amount, decay, sum, normalization);
         // From here on the shares.
         for edge in &mut self.weighted {
-            edge.weight = split.share_of(edge.weight, || sum);
+            edge.weight = split.share_of(edge.weight);
         }
         self.weighted.retain(|edge| edge.weight > 0);
         if let Some(limit) = self.rules.fan_limit

@@ -18,8 +18,12 @@ pub(super) struct Scratch {
     pub(super) is_dense: bool,
     /// Vertices that counted, once each.
     pub(super) activated: Vec<u32>,
-    /// Vertices with their amounts that send in this hop.
+    /// Vertices with their amounts that send in this hop, over the edges of the projection.
     pub(super) senders: Vec<(u32, u64)>,
+    /// Edges of these.
+    pub(super) expected: u64,
+    /// Those that send over edges which have to be read.
+    pub(super) others: Vec<(u32, u64)>,
 }
 
 impl Scratch {
@@ -55,6 +59,7 @@ impl Scratch {
         self.keeps_sent = false;
         self.last_sent.clear();
         self.senders.clear();
+        self.others.clear();
         self.next.truncate(vertices);
         self.total.truncate(vertices);
     }

@@ -41,6 +41,7 @@ const LENGTH_BITS: u32 = 6;
 /// A reciprocal is too small by less than this share of itself, so an estimate that is below 2^64
 /// is too small by less than this (and by 2 more, for its own roundings).
 const RECIPROCAL_SLACK: u64 = 1 << (LENGTH_BITS + 2);
+const _: () = assert!(RECIPROCAL_SLACK <= 1 << 16, "2^16 x 2^32 leaves room");
 
 impl Reciprocal {
     /// Of a sum of at least 1.
@@ -65,9 +66,9 @@ impl Reciprocal {
 /// The shares of one memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Split {
-    /// F, or an estimate of it from below.
+    /// F.
     factor: u64,
-    /// How much too small the estimate may be; 0 where the high bits are the share.
+    /// How much too small it may be: 1, or 0 where the high bits are the share.
     slack: u64,
     exact: Exact,
 }
@@ -108,62 +109,66 @@ impl Split {
         }
     }
 
-    /// As [`Self::new`] under `fan`, with the sum's reciprocal at hand.
-    pub(super) fn by_reciprocal(
-        amount: u64,
-        decay: Unit,
-        reciprocal: Reciprocal,
-        sum: impl FnOnce() -> u128,
-    ) -> Self {
-        let scaled = u128::from(amount) * u128::from(decay.bits());
-        let factor = u64::try_from(scaled)
-            .ok()
-            .and_then(|scaled| reciprocal.estimate(scaled));
-        match factor {
-            // Neither needs the sum before an estimate leaves doubt; `share_of` is told it then.
-            Some(factor) => Self {
-                factor,
-                slack: RECIPROCAL_SLACK,
-                exact: Exact {
-                    amount,
-                    decay,
-                    sum: 0,
-                    normalization: Normalization::Fan,
-                    always: false,
-                },
-            },
-            None => Self::new(amount, decay, sum(), Normalization::Fan),
-        }
-    }
-
-    /// The share of an edge; `sum` is asked for the sum of weights where it is not known and the
-    /// estimate leaves doubt.
+    /// The share of an edge.
     #[inline]
-    pub(super) fn share_of(&self, weight: u64, sum: impl FnOnce() -> u128) -> u64 {
+    pub(super) fn share_of(&self, weight: u64) -> u64 {
         let product = u128::from(self.factor) * u128::from(weight);
-        // At most 2^8 x 2^32.
         let (_, doubt) = (product as u64).overflowing_add(self.slack * weight);
         if doubt || self.exact.always {
-            return self.in_full(weight, sum);
+            return self.in_full(weight);
         }
         (product >> 64) as u64
     }
 
     #[cold]
-    fn in_full(&self, weight: u64, sum: impl FnOnce() -> u128) -> u64 {
+    fn in_full(&self, weight: u64) -> u64 {
         let Exact {
             amount,
             decay,
+            sum,
             normalization,
             ..
         } = self.exact;
-        let sum = if self.exact.sum == 0 {
-            sum()
-        } else {
-            self.exact.sum
-        };
         let weight = Unit::from_bits(weight).unwrap_or(Unit::ONE);
         share(amount, decay, weight, sum, normalization)
+    }
+}
+
+/// The shares of one memory under `fan`, with the sum's reciprocal at hand: no division at all, and
+/// nothing in the loop over the edges but one multiplication.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QuickSplit {
+    /// An estimate of F from below, too small by less than the slack.
+    factor: u64,
+    amount: u64,
+    decay: Unit,
+}
+
+impl QuickSplit {
+    /// `None` where the estimate is not known to fit.
+    #[inline]
+    pub(super) fn new(amount: u64, decay: Unit, reciprocal: Reciprocal) -> Option<Self> {
+        let scaled = u128::from(amount) * u128::from(decay.bits());
+        let factor = reciprocal.estimate(u64::try_from(scaled).ok()?)?;
+        Some(Self {
+            factor,
+            amount,
+            decay,
+        })
+    }
+
+    /// The share of an edge; `None` where the estimate leaves doubt.
+    #[inline]
+    pub(super) fn share_of(&self, weight: u64) -> Option<u64> {
+        let product = u128::from(self.factor) * u128::from(weight);
+        let (_, doubt) = (product as u64).overflowing_add(RECIPROCAL_SLACK * weight);
+        (!doubt).then_some((product >> 64) as u64)
+    }
+
+    #[cold]
+    pub(super) fn in_full(&self, weight: u64, sum: u128) -> u64 {
+        let weight = Unit::from_bits(weight).unwrap_or(Unit::ONE);
+        share(self.amount, self.decay, weight, sum, Normalization::Fan)
     }
 }
 
@@ -172,6 +177,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn quick(amount: u64, decay: Unit, weight: u64, sum: u64) -> Option<u64> {
+        let split = QuickSplit::new(amount, decay, Reciprocal::of(sum))?;
+        let share = split.share_of(weight);
+        Some(share.unwrap_or_else(|| split.in_full(weight, u128::from(sum))))
+    }
 
     fn unit() -> impl Strategy<Value = Unit> {
         let bits = prop_oneof![
@@ -208,15 +219,13 @@ mod tests {
             let normalization = if fan { Normalization::Fan } else { Normalization::None };
             let sum: u128 = weights.iter().map(|weight| u128::from(weight.bits())).sum();
             let split = Split::new(amount, decay, sum, normalization);
-            let by_reciprocal = (fan && sum > 0).then(|| {
-                let reciprocal = Reciprocal::of(u64::try_from(sum).expect("few edges"));
-                Split::by_reciprocal(amount, decay, reciprocal, || sum)
-            });
             for weight in weights {
                 let truth = share(amount, decay, weight, sum, normalization);
-                prop_assert_eq!(split.share_of(weight.bits(), || sum), truth);
-                if let Some(split) = &by_reciprocal {
-                    prop_assert_eq!(split.share_of(weight.bits(), || sum), truth);
+                prop_assert_eq!(split.share_of(weight.bits()), truth);
+                if fan && sum > 0 {
+                    let sum = u64::try_from(sum).expect("few edges");
+                    let quick = quick(amount, decay, weight.bits(), sum);
+                    prop_assert!(quick.is_none_or(|quick| quick == truth), "{quick:?}, {truth}");
                 }
             }
         }
@@ -227,10 +236,9 @@ mod tests {
             amount in amount(), decay in unit(), weight in unit(), others in any::<u64>(),
         ) {
             let sum = u128::from(others).max(u128::from(weight.bits())).max(1);
-            let reciprocal = Reciprocal::of(u64::try_from(sum).expect("it was one"));
-            let split = Split::by_reciprocal(amount, decay, reciprocal, || sum);
             let truth = share(amount, decay, weight, sum, Normalization::Fan);
-            prop_assert_eq!(split.share_of(weight.bits(), || sum), truth);
+            let quick = quick(amount, decay, weight.bits(), u64::try_from(sum).expect("it was one"));
+            prop_assert!(quick.is_none_or(|quick| quick == truth), "{quick:?}, {truth}");
         }
     }
 
@@ -239,14 +247,9 @@ mod tests {
     fn even_splits_are_exact() {
         let weight = Unit::ONE;
         for edges in 1..200_u64 {
-            let sum = u128::from(edges) << 32;
-            let split = Split::by_reciprocal(
-                edges << 33,
-                Unit::from_bits(1 << 31).expect("a half"),
-                Reciprocal::of(edges << 32),
-                || sum,
-            );
-            assert_eq!(split.share_of(weight.bits(), || sum), 1 << 32, "{edges}");
+            let half = Unit::from_bits(1 << 31).expect("a half");
+            let share = quick(edges << 20, half, weight.bits(), edges << 32);
+            assert_eq!(share, Some(1 << 19), "{edges}");
         }
     }
 }
