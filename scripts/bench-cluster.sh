@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Starts three nodes on free loopback ports in a temporary directory, loads WordNet through the
+# Starts nodes on free loopback ports in a temporary directory, loads WordNet through the
 # cluster and measures it. Called by `make bench`.
 #
 #   ENGRAM_DATA=DIR   holds wordnet/ (memories.jsonl, embeddings.f16.npy, edges.jsonl, queries.*)
-#   $1                directory with the binaries `engram` and `wordnet`
+#   $1                directory with the binaries `engram`, `wordnet` and `spread_cluster`
+#   $2                `wordnet` or `spread_cluster`
+#   NODES=3           nodes to start
 #   the rest          arguments of the benchmark
 set -euo pipefail
 
-binaries="$1"
-shift
+binaries="$1" benchmark="$2"
+shift 2
 data="${ENGRAM_DATA:?set it to the directory that holds wordnet/}/wordnet"
 work="$(mktemp -d)"
 nodes=()
@@ -41,7 +43,14 @@ start() { # NODE [JOIN]
 
 start 1
 peer="$(address 1 peer)"
-start 2 "$peer"
-start 3 "$peer"
-endpoints="$(address 1 client),$(address 2 client),$(address 3 client)"
-"$binaries/wordnet" --endpoints "$endpoints" --data "$data" "$@"
+for node in $(seq 2 "${NODES:-3}"); do start "$node" "$peer"; done
+list() { # KIND: the addresses of all nodes
+  local all=()
+  for node in $(seq "${NODES:-3}"); do all+=("$(address "$node" "$1")"); done
+  (IFS=,; echo "${all[*]}")
+}
+case "$benchmark" in
+  wordnet) "$binaries/wordnet" --endpoints "$(list client)" --data "$data" "$@" ;;
+  spread_cluster) "$binaries/spread_cluster" --endpoints "$(list client)" --http "$(list http)" --data "$data" "$@" ;;
+  *) echo "no such benchmark: $benchmark" >&2; exit 2 ;;
+esac

@@ -40,6 +40,14 @@ impl Csr {
         self.starts.len() - 1
     }
 
+    /// (from, to, share of the source's sum) of every edge.
+    pub fn edges(&self) -> impl Iterator<Item = (u32, u32, f32)> + '_ {
+        (0..self.vertices()).flat_map(move |vertex| {
+            let range = self.starts[vertex] as usize..self.starts[vertex + 1] as usize;
+            range.map(move |edge| (vertex as u32, self.targets[edge], self.weights[edge]))
+        })
+    }
+
     fn degree(&self, vertex: usize) -> u32 {
         self.starts[vertex + 1] - self.starts[vertex]
     }

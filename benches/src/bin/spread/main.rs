@@ -11,6 +11,7 @@
 
 mod crew;
 mod csr;
+mod dump;
 mod graphs;
 
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ struct Args {
     /// Seconds for which each is repeated
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Directory that gets the graphs, seeds and answers, so that others can be measured on them
+    #[arg(long)]
+    dump: Option<PathBuf>,
 }
 
 /// A graph that is all arrays: no store behind it.
@@ -204,6 +208,9 @@ fn measure(name: &str, graph: &Graph, args: &Args) -> Result<Value> {
     let threads = Threads(args.threads);
     let crew: &dyn Crew = if args.threads > 1 { &threads } else { &Alone };
     compare(&arrays, &csr, &seeds, crew)?;
+    if let Some(directory) = &args.dump {
+        dump::write(directory, name, &csr, &seeds)?;
+    }
     let mut plain = Loop::new(&csr);
     let reference = repeat(args.seconds, 1, &seeds, |seed| {
         Ok(plain.spread(seed, 3, ANSWER).0)
