@@ -132,7 +132,9 @@ fn check(
             return;
         }
         let (all, missing) = (expected.activated_total, expected.missing_seeds);
-        why_not.push(format!("the oracle has {list:?}, {all} in all, missing {missing:?}"));
+        why_not.push(format!(
+            "the oracle has {list:?}, {all} in all, missing {missing:?}"
+        ));
     }
     findings.report_at(
         record.completed_at,
