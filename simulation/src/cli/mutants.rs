@@ -14,6 +14,10 @@ use std::time::Duration;
 
 use super::Mutants;
 
+/// Runs between two words about what is not found yet.
+#[cfg(feature = "planted")]
+const PROGRESS_EVERY: usize = 50;
+
 /// What came of one bug.
 #[cfg(feature = "planted")]
 struct Hunt {
@@ -85,6 +89,7 @@ pub fn run(arguments: &Mutants, time_limit: Duration) -> bool {
     let names: Vec<&'static str> = hunts.iter().map(|hunt| hunt.name).collect();
     let hunts = Mutex::new(hunts);
     let clean = Clean::default();
+    let mut runs = 0_usize;
     let queue = Queue {
         hunts: &hunts,
         turn: 0,
@@ -109,6 +114,10 @@ pub fn run(arguments: &Mutants, time_limit: Duration) -> bool {
                 }
                 Err(panic) => eprintln!("{}: the simulation panicked: {panic}", hunt.name),
             }
+            runs += 1;
+            if runs.is_multiple_of(PROGRESS_EVERY) {
+                eprintln!("{runs} runs; not found yet: {}", open_hunts(&hunts));
+            }
             true
         },
     );
@@ -118,6 +127,16 @@ pub fn run(arguments: &Mutants, time_limit: Duration) -> bool {
         Output::Json => println!("{}", json(&hunts, time_limit)),
     }
     hunts.iter().all(|hunt| hunt.caught.is_some())
+}
+
+/// Those that are not found, each with the seeds that it was met in and those that it was tried in.
+#[cfg(feature = "planted")]
+fn open_hunts(hunts: &[Hunt]) -> String {
+    let open = hunts.iter().filter(|hunt| hunt.caught.is_none());
+    let open: Vec<String> = open
+        .map(|hunt| format!("{} ({} of {})", hunt.name, hunt.met, hunt.tried))
+        .collect();
+    open.join(", ")
 }
 
 #[cfg(feature = "planted")]
