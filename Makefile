@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-spread bench-spread-cluster demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -48,11 +48,11 @@ test-long: bootstrap ## properties on fifty times as many cases (50,000 spreads 
 	  spread::tests::push spread::tests::partial
 	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
 
-test-cluster: bootstrap ## tests with real processes only: kills, moves, growth and shrinkage
+test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves, growth, backups
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run $(SELECT) --test cluster --test moves --test kill $(ARGS); \
+	  $(CARGO) nextest run $(SELECT) --test backup --test cluster --test faults --test moves --test kill $(ARGS); \
 	else \
-	  $(CARGO) test $(SELECT) --test cluster --test moves --test kill $(ARGS); \
+	  $(CARGO) test $(SELECT) --test backup --test cluster --test faults --test moves --test kill $(ARGS); \
 	fi
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
@@ -87,6 +87,14 @@ simulate-mutants: bootstrap ## planted bugs, each of which the simulation must f
 bench: bootstrap ## WordNet through three nodes: import, recall, spread (ENGRAM_DATA=directory that holds wordnet/)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
 	@scripts/bench-cluster.sh $(TARGET_DIR)/$(PROFILE_DIR) wordnet $(ARGS)
+
+bench-failover: bootstrap ## time without writes after kill -9 of a primary, over 20 kills (ARGS=--kills N)
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@$(TARGET_DIR)/$(PROFILE_DIR)/failover --binary $(TARGET_DIR)/$(PROFILE_DIR)/engram $(ARGS)
+
+bench-etcd: bootstrap ## replicated writes beside etcd's, in turns (needs etcd; Debian: etcd-server)
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@$(TARGET_DIR)/$(PROFILE_DIR)/peer --binary $(TARGET_DIR)/$(PROFILE_DIR)/engram $(ARGS)
 
 bench-spread: bootstrap ## a local spread beside a plain CSR loop, databases and graph libraries: docs/benchmarks/spread.md (ENGRAM_WORDNET=directory with its files)
 	@$(CARGO) build --release --locked -p engram-benches --no-default-features --bin spread

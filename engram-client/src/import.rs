@@ -61,6 +61,8 @@ pub struct BatchReport {
     pub edges: u64,
     /// Items that were refused; the others of the batch were applied.
     pub rejected: Vec<v1::ImportReject>,
+    /// Records of a backup's chunk that were there already, and were left alone.
+    pub present: u64,
 }
 
 impl SpaceClient {
@@ -103,6 +105,30 @@ impl Importer {
         memories: Vec<v1::Memory>,
         edges: Vec<v1::ImportEdge>,
     ) -> Result<Vec<BatchReport>, Error> {
+        self.send_batch(v1::ImportBatch {
+            memories,
+            edges,
+            ..Default::default()
+        })
+        .await
+    }
+
+    /// As [`Self::send`], for a chunk of a backup: what is there already is left alone.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn send_chunk(
+        &mut self,
+        chunk: impl Into<bytes::Bytes>,
+    ) -> Result<Vec<BatchReport>, Error> {
+        self.send_batch(v1::ImportBatch {
+            chunk: chunk.into(),
+            ..Default::default()
+        })
+        .await
+    }
+
+    async fn send_batch(&mut self, batch: v1::ImportBatch) -> Result<Vec<BatchReport>, Error> {
         let mut reports = Vec::new();
         while self.unanswered.len() >= self.in_flight {
             reports.push(self.wait_for_ack().await?);
@@ -111,8 +137,7 @@ impl Importer {
         let batch = v1::ImportBatch {
             space: self.space.name.clone(),
             request: Some(ticket.id(false)),
-            memories,
-            edges,
+            ..batch
         };
         let sent = self.stream.is_some();
         self.unanswered.push_back(Pending {
@@ -276,6 +301,7 @@ impl Importer {
             memories: ack.memories,
             edges: ack.edges,
             rejected: ack.rejected,
+            present: ack.present,
         })
     }
 }

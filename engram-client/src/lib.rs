@@ -40,7 +40,7 @@ pub use error::{Error, ErrorKind, Outcome};
 pub use import::{BatchReport, Importer};
 pub use machine::{Connecting, Connection, Machine};
 pub use memories::SpaceClient;
-pub use streams::{ExportStream, SpreadAnswer, SpreadStream};
+pub use streams::{BackUpStream, ExportStream, SpreadAnswer, SpreadStream};
 
 /// The messages of the `engram.v1` API.
 pub mod types {

@@ -1,4 +1,4 @@
-//! Answers that arrive in parts: spread and export.
+//! Answers that arrive in parts: spread, export and backup.
 
 use engram_proto::v1;
 use tonic::Streaming;
@@ -27,6 +27,23 @@ pub struct SpreadAnswer {
 pub struct ExportStream {
     batches: Streaming<v1::ExportBatch>,
     space: SpaceClient,
+}
+
+/// The backup of one partition as it arrives.
+#[derive(Debug)]
+pub struct BackUpStream {
+    events: Streaming<v1::BackUpEvent>,
+    space: SpaceClient,
+}
+
+impl BackUpStream {
+    /// The next event; none at the end. A second `begun` voids what came before it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn next(&mut self) -> Result<Option<v1::BackUpEvent>, Error> {
+        next(&mut self.events, &self.space, "backup").await
+    }
 }
 
 impl SpreadStream {
@@ -141,6 +158,39 @@ impl SpaceClient {
             .await?;
         Ok(ExportStream {
             batches,
+            space: self.clone(),
+        })
+    }
+
+    /// One partition of the space at one sequence, in chunks for [`crate::Importer::send_chunk`].
+    /// Chunks among `known`, hashes of 32 bytes one after the other, come without their data.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn back_up(
+        &self,
+        partition: u64,
+        known: impl Into<bytes::Bytes>,
+    ) -> Result<BackUpStream, Error> {
+        let request = v1::BackUpRequest {
+            space: self.name.clone(),
+            partition,
+            known: known.into(),
+        };
+        let call = Call::read("back up", Route::Any);
+        let events = self
+            .client
+            .call(
+                call,
+                |_| request.clone(),
+                |channel, mut request| async move {
+                    request.metadata_mut().remove("grpc-timeout");
+                    memories(channel).back_up(request).await
+                },
+            )
+            .await?;
+        Ok(BackUpStream {
+            events,
             space: self.clone(),
         })
     }

@@ -156,7 +156,15 @@ impl Memories for Fake {
     ) -> Result<Response<Self::SpreadStream>, Status> {
         Err(unsupported())
     }
+    type BackUpStream = Boxed<v1::BackUpEvent>;
     type ExportStream = Boxed<v1::ExportBatch>;
+    async fn back_up(
+        &self,
+        _: Request<v1::BackUpRequest>,
+    ) -> Result<Response<Self::BackUpStream>, Status> {
+        Err(unsupported())
+    }
+
     async fn export(
         &self,
         _: Request<v1::ExportRequest>,

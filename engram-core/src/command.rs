@@ -66,6 +66,8 @@ pub enum Op {
     Forget(Forget),
     Associate(Associate),
     Dissociate(Dissociate),
+    RestoreMemory(RestoreMemory),
+    RestoreEdge(RestoreEdge),
 }
 
 /// Stores a memory, replacing the one with the same id, and adds its out-edges' evidence in the
@@ -128,6 +130,45 @@ pub struct Dissociate {
     pub context: EdgeContext,
 }
 
+/// Stores a memory of a backup as it was then. One that is there already is left alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RestoreMemory {
+    /// Its embedding has the bits that were stored: it is not normalised again. It has no edges,
+    /// and expects that there is no such memory.
+    pub memory: Remember,
+    pub created: Hlc,
+    pub updated: Hlc,
+}
+
+/// Stores the evidence of an edge of a backup, as sums. An edge that is there already is left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreEdge {
+    pub from: MemoryId,
+    pub to: MemoryId,
+    pub relation: Relation,
+    pub evidence: EvidenceSums,
+}
+
+/// The evidence of an edge without its parts: what a reader sees of it, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EvidenceSums {
+    /// Sum of weight x confidence, in multiples of 2^-32; never above `sum_c`.
+    pub sum_wc: u128,
+    pub sum_c: u128,
+    /// Contributions counted, at least 1.
+    pub count: u64,
+    pub newest: Hlc,
+}
+
+impl EvidenceSums {
+    /// Whether any number of contributions has these sums.
+    #[must_use]
+    pub fn is_possible(&self) -> bool {
+        let most = u128::from(self.count) << 32;
+        self.count > 0 && self.sum_wc <= self.sum_c && self.sum_c <= most
+    }
+}
+
 /// One change to an edge that a replica accepted on its own (ADR 0003).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct OverlayDelta {
@@ -171,6 +212,10 @@ pub enum OpOutcome {
     /// `Associate` and `Dissociate`.
     EdgeChanged,
     Rejected(Rejection),
+    /// `RestoreMemory` and `RestoreEdge`. False: there was one already, and it was left alone.
+    Restored {
+        fresh: bool,
+    },
 }
 
 /// Why an operation changed nothing. Only what depends on state is decided at apply; the form of

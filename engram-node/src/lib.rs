@@ -5,6 +5,8 @@
 //! no seams of a real process, and no command line: that is what the simulation builds.
 
 #[cfg(feature = "rocksdb")]
+pub mod backup;
+#[cfg(feature = "rocksdb")]
 pub mod cli;
 pub mod config;
 pub mod consensus;

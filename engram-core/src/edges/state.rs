@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::command::{EdgeChange, OverlayDelta};
+use crate::command::{EdgeChange, EvidenceSums, OverlayDelta};
 use crate::planted;
 use crate::types::{Dot, EdgeContext, Hlc, PartitionId, RequestId, Sequence, Unit};
 
@@ -69,7 +69,7 @@ pub struct Base {
     /// joined.
     partition: PartitionId,
     folded: Sequence,
-    /// How far the frontier was behind the folding command.
+    /// How far the frontier was behind the folding command; 0 for a restoring one.
     lag: u64,
     pub sum_wc: u128,
     pub sum_c: u128,
@@ -81,7 +81,7 @@ pub struct Base {
     pub swallowed_marked: BTreeSet<RequestId>,
 }
 
-/// The place of a folding command in its log.
+/// The place of a folding, or restoring, command in its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FoldMark {
     pub partition: PartitionId,
@@ -315,6 +315,29 @@ impl EdgeState {
         }
     }
 
+    /// Takes the sums of a backup as the base of an edge of which nothing is known; true when it did.
+    pub fn restore(&mut self, mark: FoldMark, sums: &EvidenceSums) -> bool {
+        if !self.is_empty() {
+            return false;
+        }
+        let EvidenceSums {
+            sum_wc,
+            sum_c,
+            count,
+            newest,
+        } = *sums;
+        self.base = Some(Base {
+            // Who has seen the restoring command has seen all of it.
+            lag: 0,
+            sum_wc,
+            sum_c,
+            count,
+            newest,
+            ..Base::empty(mark)
+        });
+        true
+    }
+
     /// How many contributions folding under this frontier would take in, twins included.
     #[must_use]
     pub fn foldable(&self, frontier: &EdgeContext) -> usize {
@@ -412,7 +435,7 @@ impl Base {
 
     /// What no folding can make false.
     pub(super) fn is_possible(&self) -> bool {
-        self.count > 0 && (1..=self.folded.0).contains(&self.lag)
+        self.count > 0 && self.lag <= self.folded.0
     }
 
     /// Whether a removal with this context removes the base.

@@ -16,7 +16,7 @@ use super::step_edges::Evidence;
 use super::{Applier, Newest, Partition, digest};
 use crate::command::{
     Applied, Expected, Forget, Op, OpOutcome, OverlayDelta, PartitionCommand, Rejection, Remember,
-    Write,
+    RestoreMemory, Write,
 };
 use crate::index::{
     GENERATION_DEAD_PERCENT, GENERATION_SLOTS_MIN, Generation, IndexPosition, NewVector, VectorId,
@@ -369,6 +369,8 @@ fn apply_op(
         Op::Remember(Remember { id, .. }) | Op::Forget(Forget { id, .. }) => id,
         Op::Associate(associate) => &associate.from,
         Op::Dissociate(dissociate) => &dissociate.from,
+        Op::RestoreMemory(restore) => &restore.memory.id,
+        Op::RestoreEdge(restore) => &restore.from,
     };
     if !step.state.slots.contains(owner.hash_slot()) {
         return Ok(OpOutcome::Rejected(Rejection::NotInPartition));
@@ -386,6 +388,10 @@ fn apply_op(
         Op::Dissociate(dissociate) => step
             .dissociate(dissociate, evidence)?
             .map(|()| OpOutcome::EdgeChanged),
+        Op::RestoreMemory(restore) => restore_memory(step, restore)?,
+        Op::RestoreEdge(restore) => step
+            .restore_edge(restore)?
+            .map(|fresh| OpOutcome::Restored { fresh }),
     };
     Ok(outcome.unwrap_or_else(OpOutcome::Rejected))
 }
@@ -426,20 +432,25 @@ fn admit_memory(
     Ok(check_expected(expected, found).map(|()| found.cloned()))
 }
 
-/// The components as the index compares them.
-fn stored_components(step: &Step<'_>, remember: &Remember) -> Result<Option<Vec<f32>>, Rejection> {
+/// The components as they were given, when they are as many as the space has.
+fn given_components(step: &Step<'_>, remember: &Remember) -> Result<Option<Vec<f32>>, Rejection> {
     let Some(embedding) = &remember.embedding else {
         return Ok(None);
     };
-    let config = &step.state.config;
-    let mut components = embedding.components().to_vec();
-    if components.len() != config.dimension as usize {
-        let actual = components.len() as u32;
-        return Err(Rejection::WrongDimension {
-            expected: config.dimension,
-            actual,
-        });
+    let (expected, actual) = (step.state.config.dimension, embedding.components().len());
+    if actual != expected as usize {
+        let actual = actual as u32;
+        return Err(Rejection::WrongDimension { expected, actual });
     }
+    Ok(Some(embedding.components().to_vec()))
+}
+
+/// The components as the index compares them.
+fn stored_components(step: &Step<'_>, remember: &Remember) -> Result<Option<Vec<f32>>, Rejection> {
+    let Some(mut components) = given_components(step, remember)? else {
+        return Ok(None);
+    };
+    let config = &step.state.config;
     // A vector without direction was refused before it was proposed; if one is in the log all the
     // same, it is stored as it is, and is far from everything.
     let _ = config.metric == Metric::Cosine && kernel::normalise(&mut components);
@@ -499,6 +510,37 @@ fn apply_remember(
         }
     }
     Ok(Ok(OpOutcome::Remembered { version, created }))
+}
+
+fn restore_memory(
+    step: &mut Step<'_>,
+    restore: &RestoreMemory,
+) -> Result<Result<OpOutcome, Rejection>, StorageError> {
+    let given = &restore.memory;
+    match admit_memory(step, &given.id, Expected::Anything)? {
+        Ok(None) => {}
+        Ok(Some(_)) => return Ok(Ok(OpOutcome::Restored { fresh: false })),
+        Err(rejection) => return Ok(Err(rejection)),
+    }
+    let components = match given_components(step, given) {
+        Ok(components) => components,
+        Err(rejection) => return Ok(Err(rejection)),
+    };
+    let hash = given.id.hash();
+    let vector = components.map(|components| step.insert_vector(hash, components));
+    let memory = Memory {
+        id: given.id.clone(),
+        content: given.content.clone(),
+        embedding_model: given.embedding_model.clone(),
+        labels: given.labels.clone(),
+        properties: given.properties.clone(),
+        confidence: given.confidence,
+        version: step.sequence(),
+        created: restore.created,
+        updated: restore.updated,
+    };
+    step.set_memory(hash, Some(MemoryRecord { memory, vector }));
+    Ok(Ok(OpOutcome::Restored { fresh: true }))
 }
 
 fn apply_forget(

@@ -17,6 +17,7 @@
 
 mod adjacency;
 mod apply;
+mod backup;
 mod compare;
 mod digest;
 mod expand;
@@ -48,6 +49,7 @@ use roaring::RoaringTreemap;
 
 pub use adjacency::PartitionAdjacency;
 pub use apply::ApplyError;
+pub use backup::{BackupKey, BackupRecord};
 pub use compare::Compared;
 pub use folding::{FoldPage, FoldScan, NumberedConflict};
 pub use graph::{BuiltGraph, GraphError, GraphJob, InEdge};

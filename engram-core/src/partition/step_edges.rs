@@ -7,7 +7,7 @@ use super::record::{ConflictRecord, SourceRemovals};
 use super::step::{Step, count, replace};
 use super::touched::Touched;
 use crate::command::{
-    Associate, Dissociate, EdgeChange, Forget, OutEdge, OverlayDelta, Rejection, Write,
+    Associate, Dissociate, EdgeChange, Forget, OutEdge, OverlayDelta, Rejection, RestoreEdge, Write,
 };
 use crate::edges::{
     self, Conflict, Contribution, EdgeRecord, EdgeState, Effect, FoldMark, Removal,
@@ -104,6 +104,37 @@ impl Step<'_> {
         let removal = evidence.removal(self.possible(context));
         let log = self.log.clone();
         self.change_edge(&key, to, |state| state.apply_removal(dot, removal, &log))
+    }
+
+    /// Stores an edge of a backup; `Ok(false)` when there is one already.
+    pub fn restore_edge(
+        &mut self,
+        restore: &RestoreEdge,
+    ) -> Result<Result<bool, Rejection>, StorageError> {
+        let RestoreEdge {
+            from,
+            to,
+            relation,
+            evidence,
+        } = restore;
+        let key = EdgeKey {
+            from: from.hash(),
+            to: to.hash(),
+            relation: relation.clone(),
+        };
+        let mark = FoldMark {
+            partition: self.partition,
+            sequence: self.sequence(),
+        };
+        let mut fresh = false;
+        let changed = self.change_edge(&key, to, |state| {
+            fresh = state.restore(mark, evidence);
+            Effect {
+                changed: fresh,
+                conflict: None,
+            }
+        })?;
+        Ok(changed.map(|()| fresh))
     }
 
     /// Removes, under the proposer's context, all edges out of a memory, those included that only

@@ -363,6 +363,29 @@ impl PartitionView {
         after: Option<&EdgeKey>,
         limit: usize,
     ) -> Result<EdgePage, ReadError> {
+        let (mut edges, mut last, mut cut) = (Vec::new(), None, false);
+        self.walk_edges(after, |key, record| {
+            cut = edges.len() == limit;
+            if !cut {
+                edges.extend(self.edge(&key, record, 0)?);
+                last = Some(key);
+            }
+            Ok(!cut)
+        })?;
+        Ok(EdgePage {
+            sequence: self.sequence(),
+            edges,
+            next: last.filter(|_| cut),
+        })
+    }
+
+    /// Visits the edges behind `after` in canonical order, those included that only the overlay
+    /// has, with their log state, until `visit` answers false.
+    pub(super) fn walk_edges(
+        &self,
+        after: Option<&EdgeKey>,
+        mut visit: impl FnMut(EdgeKey, Option<EdgeRecord>) -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
         let mut range = keys::all_edges(self.partition);
         if let Some(after) = after {
             range = range.after(&keys::edge(self.partition, after));
@@ -374,31 +397,19 @@ impl PartitionView {
             .filter(|key| Some(*key) > after)
             .peekable();
         let mut logged = read::range(&*self.reader, Family::Edges, &range).peekable();
-        let (mut edges, mut last) = (Vec::new(), None);
         loop {
             // The lesser of both keys comes next; an edge may be in the log and in the overlay.
             let in_log = match logged.peek() {
                 Some(Ok((key, _))) => {
                     Some(keys::parse_edge(key).ok_or_else(|| read::bad_key("an edge"))?)
                 }
-                Some(Err(error)) => return Err(error.clone().into()),
+                Some(Err(error)) => return Err(error.clone()),
                 None => None,
             };
             let in_overlay = beside.peek().map(|key| (*key).clone());
             let Some(key) = in_log.iter().chain(in_overlay.iter()).min().cloned() else {
-                return Ok(EdgePage {
-                    sequence: self.sequence(),
-                    edges,
-                    next: None,
-                });
+                return Ok(());
             };
-            if edges.len() == limit {
-                return Ok(EdgePage {
-                    sequence: self.sequence(),
-                    edges,
-                    next: last,
-                });
-            }
             beside.next_if(|next| **next == key);
             let record = if in_log.as_ref() == Some(&key) {
                 logged.next().transpose()?
@@ -408,8 +419,9 @@ impl PartitionView {
             let record = record
                 .map(|(_, value)| read::decode_edge(&value))
                 .transpose()?;
-            edges.extend(self.edge(&key, record, 0)?);
-            last = Some(key);
+            if !visit(key, record)? {
+                return Ok(());
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! can do. What must hold: answers go to standard output, everything else to standard error; exit
 //! codes are stable ([`failure::Exit`]); an error says what to try next.
 
+pub mod backup;
 pub mod bulk;
 pub mod cert;
 pub mod cluster;
@@ -58,6 +59,10 @@ enum Command {
     Import(WithClient<import::ImportArgs>),
     /// Write a space to a directory that `engram import` reads back
     Export(WithClient<export::ExportArgs>),
+    /// Back up spaces to a directory; list, check and remove backups
+    Backup(WithClient<backup::BackupArgs>),
+    /// Create spaces from a backup
+    Restore(WithClient<backup::RestoreArgs>),
     /// Store a memory
     Remember(WithClient<memory::RememberArgs>),
     /// Show memories by id
@@ -138,6 +143,8 @@ async fn run(command: Command, seams: &Seams) -> Result<Exit, Failure> {
         Command::Space(with) => space::run(&with.args, &with.client, seams).await,
         Command::Import(with) => import::run(&with.args, &with.client, seams).await,
         Command::Export(with) => export::run(&with.args, &with.client, seams).await,
+        Command::Backup(with) => backup::run(&with.args, &with.client, seams).await,
+        Command::Restore(with) => backup::restore(&with.args, &with.client, seams).await,
         Command::Remember(with) => memory::remember(&with.args, &with.client).await,
         Command::Get(with) => memory::get(&with.args, &with.client).await,
         Command::Forget(with) => memory::forget(&with.args, &with.client).await,
@@ -180,6 +187,8 @@ impl Command {
             Self::Space(with) => Some(&with.client),
             Self::Import(with) => Some(&with.client),
             Self::Export(with) => Some(&with.client),
+            Self::Backup(with) => Some(&with.client),
+            Self::Restore(with) => Some(&with.client),
             Self::Remember(with) => Some(&with.client),
             Self::Get(with) => Some(&with.client),
             Self::Forget(with) => Some(&with.client),
@@ -253,6 +262,12 @@ mod tests {
             "engram cluster health --wait",
             "engram cluster cancel 3 4",
             "engram space alter words --replicas 3",
+            "engram backup create D --space a --space b --parallel 2",
+            "engram backup list D -o json",
+            "engram backup verify D 20260101T000000Z --remove-damaged",
+            "engram backup remove D 20260101T000000Z",
+            "engram restore D --id x --space a --as b --partitions 4 --replicas 1",
+            "engram restore D --resume",
         ] {
             let parsed = parse(line);
             let help = |error: &clap::Error| error.kind() == clap::error::ErrorKind::DisplayHelp;
@@ -275,6 +290,9 @@ mod tests {
             "engram path s dog",
             "engram neighbors s dog --hops 0",
             "engram get s a --deadline 10",
+            "engram backup create s3://bucket/x",
+            "engram restore file:///etc",
+            "engram restore D --as b",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

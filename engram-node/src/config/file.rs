@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{ConfigError, LimitArgs, LogFormat};
+use super::{ConfigError, LimitArgs, LogFormat, LogMarks};
 
 /// What the file may say; everything is optional, nothing else is allowed.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -25,6 +25,7 @@ pub(super) struct FileConfig {
     pub log_level: Option<String>,
     pub replace_after_seconds: Option<u64>,
     pub snapshot_bytes_per_second: Option<u64>,
+    pub log_marks: Option<LogMarks>,
     pub limits: LimitArgs,
 }
 

@@ -86,6 +86,10 @@ pub struct StartArgs {
     /// [default: 134217728]
     #[arg(long, env = "ENGRAM_SNAPSHOT_BYTES_PER_SECOND", value_name = "BYTES")]
     pub snapshot_bytes_per_second: Option<u64>,
+    /// When the mark of what is on disk of a log is written itself: soon after, or before anything is
+    /// acknowledged (a second sync for each write). [default: lazy]
+    #[arg(long, env = "ENGRAM_LOG_MARKS", value_enum)]
+    pub log_marks: Option<LogMarks>,
     #[command(flatten)]
     pub limits: LimitArgs,
 }
@@ -114,6 +118,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// When the marks of the logs are written.
+#[derive(ValueEnum, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogMarks {
+    #[default]
+    Lazy,
+    BeforeAck,
+}
+
 /// What a server runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -133,6 +146,7 @@ pub struct Config {
     /// How long a node may be down before its replicas are created elsewhere.
     pub replace_after: Duration,
     pub snapshot_bytes_per_second: u64,
+    pub log_marks: LogMarks,
     pub limits: Limits,
     pub raft: RaftOptions,
 }
@@ -240,6 +254,7 @@ impl StartArgs {
                 .replace_after_seconds
                 .or(file.replace_after_seconds)
                 .map_or(DEFAULT_REPLACE_AFTER, Duration::from_secs),
+            log_marks: self.log_marks.or(file.log_marks).unwrap_or_default(),
             snapshot_bytes_per_second: self
                 .snapshot_bytes_per_second
                 .or(file.snapshot_bytes_per_second)

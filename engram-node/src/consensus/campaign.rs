@@ -37,7 +37,9 @@ impl Inner {
         let before = group.leadership();
         for _ in 0..self.config.campaign_attempts {
             let now = group.leadership();
-            if (now.leader.is_some() && now != before) || group.stopped().is_some() {
+            let waits = group.recovery.as_ref();
+            let waits = waits.is_some_and(|it| !it.may_campaign(group.log_end()));
+            if (now.leader.is_some() && now != before) || group.stopped().is_some() || waits {
                 return;
             }
             metrics::counter!("engram_campaigns_total").increment(1);

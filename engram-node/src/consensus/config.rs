@@ -36,6 +36,10 @@ pub struct ConsensusConfig {
     pub append_timeout: Duration,
     /// How long sending and installing one snapshot may take.
     pub snapshot_timeout: Duration,
+    /// Whether the marks of the logs are on disk before anything is acknowledged, or soon after.
+    pub marks_before_ack: bool,
+    /// How long the log is kept for a snapshot that is being sent.
+    pub log_pin_max: Duration,
     /// Bytes of snapshots that a node sends to others per second, all together.
     pub snapshot_bytes_per_second: u64,
     /// How long a new member may take to catch up.
@@ -75,6 +79,8 @@ impl ConsensusConfig {
             proposals_max: 1_024,
             append_timeout: Duration::from_secs(5),
             snapshot_timeout: Duration::from_secs(600),
+            marks_before_ack: false,
+            log_pin_max: Duration::from_secs(600),
             snapshot_bytes_per_second: 128 << 20,
             catch_up_timeout: Duration::from_secs(600),
             campaign_pause: Duration::from_millis(200),

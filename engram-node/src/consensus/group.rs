@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::config::ConsensusConfig;
-use super::log::LogStore;
-use super::runtime::{Command, PeerNode, Raft, Types};
+use super::log::{LogStore, Mark};
+use super::recovery::Recovery;
+use super::runtime::{Command, LogId, PeerNode, Raft, Types};
 use super::{BarrierError, Leadership, ProposeError};
 use crate::seams::Seams;
 use engram_core::limits::COMMAND_BYTES_MAX;
@@ -34,6 +35,10 @@ type WriteError = RaftError<Types, ClientWriteError<Types>>;
 pub struct Group {
     pub id: GroupId,
     pub raft: Raft,
+    /// Who began the group.
+    pub founders: BTreeSet<NodeId>,
+    /// What the replica has to go through when its log has lost its end.
+    pub recovery: Option<Recovery>,
     /// The log that the core writes, to look at.
     pub(super) log: LogStore,
     seams: Seams,
@@ -44,18 +49,41 @@ pub struct Group {
     gone: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
+/// What is known of a replica when it is opened.
+pub struct Opened {
+    pub founders: BTreeSet<NodeId>,
+    pub recovery: Option<Recovery>,
+    pub gone: oneshot::Receiver<()>,
+}
+
 impl Group {
+    /// The last entry of the log here.
+    pub fn log_end_id(&self) -> Option<LogId> {
+        self.log.last()
+    }
+
+    pub fn log_end(&self) -> Option<Mark> {
+        self.log_end_id().map(Into::into)
+    }
+
     pub fn new(
         id: GroupId,
         raft: Raft,
         log: LogStore,
+        opened: Opened,
         seams: &Seams,
         config: &ConsensusConfig,
-        gone: oneshot::Receiver<()>,
     ) -> Self {
+        let Opened {
+            founders,
+            recovery,
+            gone,
+        } = opened;
         Self {
             id,
             raft,
+            founders,
+            recovery,
             log,
             seams: seams.clone(),
             proposals: Arc::new(Semaphore::new(config.proposals_max)),

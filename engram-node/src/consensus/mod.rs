@@ -16,6 +16,7 @@ mod membership;
 mod network;
 mod node;
 mod receive;
+mod recovery;
 mod runtime;
 mod snapshot;
 mod state;
@@ -36,6 +37,7 @@ pub use inspect::{GroupStatus, LogEntryStatus};
 pub use membership::{ChangeError, Members};
 pub use node::Consensus;
 use node::Inner;
+pub use snapshot::TransferCounts;
 pub use tokio_rt::seed_this_thread;
 
 /// A Raft group as a node is told to run it.

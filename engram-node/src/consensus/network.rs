@@ -10,7 +10,9 @@ use engram_core::types::{GroupId, NodeId};
 use engram_proto::peer::raft_client::RaftClient;
 use engram_proto::peer::raft_message::Body;
 use engram_proto::peer::raft_snapshot_part::Part;
-use engram_proto::peer::{RaftSnapshotChunk, RaftSnapshotEnd, RaftSnapshotHead, RaftSnapshotPart};
+use engram_proto::peer::{
+    RaftSnapshotAnswer, RaftSnapshotChunk, RaftSnapshotEnd, RaftSnapshotHead, RaftSnapshotPart,
+};
 use openraft::errors::{
     NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
@@ -22,16 +24,21 @@ use openraft::raft::{
 use openraft::{RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
 
 use super::runtime::{PeerNode, Snapshot, Types, Vote};
 use super::snapshot::{SnapshotFile, SnapshotStore};
 use super::{codec, wire};
 use crate::seams::Seams;
-use crate::transport::{CallError, Link, Links};
+use crate::transport::{CallError, Link, Links, PeerChannel};
 
 /// Bytes of a snapshot in one part, and parts that wait for the connection.
 const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_WAITING_MAX: usize = 4;
+/// Streams in a row that may break without having brought a part of a snapshot.
+const BARREN_STREAMS_MAX: u32 = 3;
+/// How long a target may take to say what it has of a snapshot.
+const OFFSET_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pauses before an unreachable target is tried again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
@@ -99,7 +106,8 @@ impl Network {
         }
     }
 
-    /// The messages of a snapshot's transfer: what the file holds, in chunks, and its hash.
+    /// The messages of a snapshot's transfer: what the file holds from the head's offset on, in
+    /// chunks, and the hash of all of it.
     fn send_parts(
         &self,
         head: RaftSnapshotHead,
@@ -107,8 +115,7 @@ impl Network {
     ) -> mpsc::Receiver<RaftSnapshotPart> {
         let (parts, outgoing) = mpsc::channel(CHUNKS_WAITING_MAX);
         let (seams, snapshots) = (self.networks.seams.clone(), self.networks.snapshots.clone());
-        let (group, target) = (self.networks.group, self.target);
-        snapshots.forget_sent(group, target);
+        let (group, target, begin) = (self.networks.group, self.target, head.offset);
         let sending = async move {
             if parts.send(part(Part::Head(head))).await.is_err() {
                 return;
@@ -128,14 +135,18 @@ impl Network {
                     break;
                 }
                 hash.update(&data);
+                let (at, length) = (offset, data.len() as u64);
+                offset += length;
+                if at < begin {
+                    // The receiver has it.
+                    continue;
+                }
                 let crc32c = crc32c::crc32c(&data);
-                let length = data.len() as u64;
                 let chunk = RaftSnapshotChunk {
-                    offset,
+                    offset: at,
                     crc32c,
                     data,
                 };
-                offset += length;
                 snapshots.await_turn(group, target, length).await;
                 if parts.send(part(Part::Chunk(chunk))).await.is_err() {
                     return;
@@ -157,29 +168,97 @@ impl Network {
         vote: Vote,
         snapshot: Snapshot,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let peers = self.networks.links.peers();
-        let channel = peers
-            .channel(self.target)
-            .map_err(|error| Unreachable::new(&error))?;
-        let head = RaftSnapshotHead {
-            hello: Some(self.networks.links.local().hello_to(self.target)),
-            group: self.networks.group.0,
-            vote: Some(wire::vote(vote)),
-            meta: Bytes::from(codec::encode_meta(&snapshot.meta)),
-        };
-        let parts = self.send_parts(head, snapshot.snapshot);
-        let answer = RaftClient::new(channel)
-            .install_snapshot(ReceiverStream::new(parts))
-            .await;
-        self.networks
-            .snapshots
-            .forget_sent(self.networks.group, self.target);
-        let answer = answer
-            .map_err(|status| Unreachable::new(&status))?
-            .into_inner();
-        let vote = wire::read_vote(answer.vote).map_err(|error| NetworkError::new(&error))?;
+        let (group, store) = (self.networks.group, &self.networks.snapshots);
+        let answer = self.stream_until_there(vote, &snapshot).await;
+        store.forget_sent(group, self.target);
+        let vote = wire::read_vote(answer?.vote).map_err(|error| NetworkError::new(&error))?;
         Ok(SnapshotResponse::new(vote))
     }
+
+    /// Sends a snapshot over as many streams as it takes, while each brings something.
+    async fn stream_until_there(
+        &self,
+        vote: Vote,
+        snapshot: &Snapshot,
+    ) -> Result<RaftSnapshotAnswer, Unreachable<Types>> {
+        let (group, store) = (self.networks.group, &self.networks.snapshots);
+        let mut head = RaftSnapshotHead {
+            hello: Some(self.networks.links.local().hello_to(self.target)),
+            group: group.0,
+            vote: Some(wire::vote(vote)),
+            meta: Bytes::from(codec::encode_meta(&snapshot.meta)),
+            id: snapshot_id(&snapshot.snapshot),
+            offset: 0,
+        };
+        let (mut reached, mut barren) = (0, 0);
+        head.offset = self.offset(&head).await?;
+        // Whoever cannot be reached keeps no log from being cut.
+        let _transfer = store.begin_transfer(group, &snapshot.snapshot);
+        loop {
+            match head.offset {
+                0 => store.forget_sent(group, self.target),
+                offset => store.resume_sent(group, self.target, offset),
+            }
+            let status = match self.stream_snapshot(head.clone(), snapshot).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            barren = if head.offset > reached { 0 } else { barren + 1 };
+            reached = head.offset;
+            if !may_go_on(status.code()) || barren == BARREN_STREAMS_MAX {
+                return Err(Unreachable::new(&status));
+            }
+            let (target, offset) = (self.target, head.offset);
+            tracing::info!(%group, %target, offset, %status, "a snapshot's stream broke");
+            self.networks.seams.clock.sleep(BACKOFF_MAX).await;
+            head.offset = self.offset(&head).await?;
+        }
+    }
+
+    fn client(&self) -> Result<RaftClient<PeerChannel>, Unreachable<Types>> {
+        let channel = self.networks.links.peers().channel(self.target);
+        let channel = channel.map_err(|error| Unreachable::new(&error))?;
+        Ok(RaftClient::new(channel))
+    }
+
+    /// Bytes of the snapshot that the target has already.
+    async fn offset(&self, head: &RaftSnapshotHead) -> Result<u64, Unreachable<Types>> {
+        let mut client = self.client()?;
+        let asking = client.snapshot_offset(head.clone());
+        match self.networks.seams.timeout(OFFSET_TIMEOUT, asking).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().offset),
+            Ok(Err(status)) => Err(Unreachable::new(&status)),
+            Err(timed_out) => Err(Unreachable::new(&timed_out)),
+        }
+    }
+
+    async fn stream_snapshot(
+        &self,
+        head: RaftSnapshotHead,
+        snapshot: &Snapshot,
+    ) -> Result<RaftSnapshotAnswer, Status> {
+        let mut client = self
+            .client()
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let parts = self.send_parts(head, snapshot.snapshot.clone());
+        let answer = client.install_snapshot(ReceiverStream::new(parts)).await?;
+        Ok(answer.into_inner())
+    }
+}
+
+/// Tells this node's snapshots apart: each has a random name.
+fn snapshot_id(file: &SnapshotFile) -> Bytes {
+    let name = file.path.file_name().unwrap_or_default();
+    let hash = blake3::hash(name.as_encoded_bytes());
+    Bytes::copy_from_slice(&hash.as_bytes()[..16])
+}
+
+/// Whether the stream broke, rather than the receiver refusing the snapshot.
+fn may_go_on(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DataLoss
+    )
 }
 
 fn part(part: Part) -> RaftSnapshotPart {

@@ -12,12 +12,14 @@ use openraft::errors::{InitializeError, RaftError};
 use parking_lot::{Mutex, RwLock};
 
 use super::config::ConsensusConfig;
-use super::group::Group;
+use super::group::{Group, Opened};
 use super::keys;
-use super::log::{LogStore, LogWriter};
+use super::log::{LogStore, LogWriter, Marks};
 use super::network::Networks;
+use super::receive::Parts;
+use super::recovery::Recovery;
 use super::runtime::{PeerNode, Raft};
-use super::snapshot::SnapshotStore;
+use super::snapshot::{SnapshotStore, TransferCounts};
 use super::state::{self, StateMachine};
 use super::{BarrierError, GroupSpec, Leadership, MachineFactory, ProposeError, StartError};
 use crate::seams::Seams;
@@ -33,13 +35,15 @@ pub(super) struct Inner {
     pub config: ConsensusConfig,
     pub seams: Seams,
     pub snapshots: SnapshotStore,
+    /// Snapshots of which a part was received.
+    pub parts: Arc<Parts>,
     /// Nodes that were reported lost and not heard from since.
     pub lost: Mutex<BTreeSet<NodeId>>,
     raft_config: Arc<openraft::Config>,
     storage: Arc<dyn Storage>,
     machines: Arc<dyn MachineFactory>,
     writer: LogWriter,
-    links: Links,
+    pub(super) links: Links,
     groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Groups of which something may be on disk although they do not run: not started yet, or
     /// removed by halves.
@@ -68,11 +72,17 @@ impl Consensus {
         let rate = config.snapshot_bytes_per_second;
         let snapshots = SnapshotStore::new(&seams, &config.data_dir, rate);
         let (staging, store) = (snapshots.clone(), Arc::clone(&storage));
+        let (reading, dir, before_ack) = (
+            seams.clone(),
+            config.data_dir.clone(),
+            config.marks_before_ack,
+        );
         let cleared = seams.blocking(move || {
             staging.clear_staging()?;
-            Ok::<_, std::io::Error>(groups_on_disk(&*store))
+            let marks = Marks::open(&reading, &dir, before_ack);
+            Ok::<_, std::io::Error>((groups_on_disk(&*store), marks))
         });
-        let remains = cleared.await.map_err(|error| StartError::Storage {
+        let (remains, marks) = cleared.await.map_err(|error| StartError::Storage {
             group,
             reason: error.to_string(),
         })?;
@@ -80,10 +90,12 @@ impl Consensus {
             node: config.node,
             cluster: config.cluster,
         };
+        marks.start();
         let inner = Arc::new(Inner {
             raft_config,
             snapshots,
-            writer: LogWriter::start(&seams, Arc::clone(&storage)),
+            parts: Arc::default(),
+            writer: LogWriter::start(&seams, Arc::clone(&storage), marks.clone()),
             links: Links::new(seams.clone(), peers, local),
             config,
             seams,
@@ -116,7 +128,7 @@ impl Consensus {
     pub async fn start_group(&self, spec: &GroupSpec) -> Result<(), StartError> {
         let _admin = self.inner.admin.lock().await;
         if let Some(running) = self.inner.group(spec.group) {
-            if spec.bootstrap {
+            if spec.bootstrap && running.recovery.is_none() {
                 bootstrap(&running.raft, spec).await?;
             }
             return Ok(());
@@ -253,6 +265,12 @@ impl Consensus {
         running.add_member(node, peer_address, voter, wait).await
     }
 
+    /// Snapshots that this node has sent to others.
+    #[must_use]
+    pub fn transfer_counts(&self) -> TransferCounts {
+        self.inner.snapshots.counts()
+    }
+
     /// The node at `node` is presumed dead: every group that it led here, and whose chosen
     /// survivor this node is, campaigns now.
     pub fn on_node_lost(&self, node: NodeId) {
@@ -303,7 +321,7 @@ impl Inner {
         self.groups.read().values().cloned().collect()
     }
 
-    async fn open_group(&self, spec: &GroupSpec) -> Result<Arc<Group>, StartError> {
+    async fn open_group(self: &Arc<Self>, spec: &GroupSpec) -> Result<Arc<Group>, StartError> {
         let group = spec.group;
         let storage_error = |reason: String| StartError::Storage { group, reason };
         self.writer
@@ -313,7 +331,10 @@ impl Inner {
         for (node, address) in &spec.voters {
             self.links.peers().suggest_address(*node, address);
         }
-        let pristine = log.is_pristine() && machine.is_pristine();
+        let last = log.last().map(Into::into);
+        let recovery = Recovery::needed(self.writer.marks.of(group), last);
+        // A log that has lost everything is none that never was.
+        let pristine = log.is_pristine() && machine.is_pristine() && recovery.is_none();
         let networks = Networks {
             group,
             links: self.links.clone(),
@@ -328,17 +349,24 @@ impl Inner {
             group,
             reason: fatal.to_string(),
         })?;
+        if recovery.is_some() {
+            raft.runtime_config().elect(false);
+        }
         if spec.bootstrap && pristine {
             bootstrap(&raft, spec).await?;
         }
-        Ok(Arc::new(Group::new(
-            group,
-            raft,
-            log,
-            &self.seams,
-            &self.config,
+        let opened = Opened {
+            founders: spec.voters.keys().copied().collect(),
+            recovery,
             gone,
-        )))
+        };
+        let (seams, config) = (&self.seams, &self.config);
+        let group = Arc::new(Group::new(group, raft, log, opened, seams, config));
+        if group.recovery.is_some() {
+            let recovering = Arc::clone(self).recover(Arc::clone(&group));
+            self.seams.spawn("log-recovery", recovering);
+        }
+        Ok(group)
     }
 
     async fn open_state(
@@ -348,13 +376,14 @@ impl Inner {
         let (seams, storage) = (self.seams.clone(), Arc::clone(&self.storage));
         let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
         let (writer, cache) = (self.writer.clone(), self.config.cache_bytes_max);
-        let payload = self.config.payload_bytes_max;
+        let (payload, pin) = (self.config.payload_bytes_max, self.config.log_pin_max);
         let work = move || {
             let opened =
                 LogStore::open(group, &seams, Arc::clone(&storage), writer, cache, payload);
             let log = opened.map_err(|error| error.to_string())?;
             let machine = machines.open(group).map_err(|error| error.to_string())?;
-            let opened = StateMachine::open(group, &seams, storage, machine, snapshots, log.ends());
+            let ends = log.ends();
+            let opened = StateMachine::open(group, &seams, storage, machine, snapshots, ends, pin);
             let (state, gone) = opened.map_err(|error| error.to_string())?;
             Ok((log, state, gone))
         };
@@ -371,10 +400,10 @@ impl Inner {
             Ok(batch)
         };
         let batch = self.seams.blocking(work).await.map_err(storage_error)?;
-        self.writer
-            .write(batch)
-            .await
-            .map_err(|poisoned| storage_error(poisoned.to_string()))
+        let written = self.writer.write(batch).await;
+        written.map_err(|poisoned| storage_error(poisoned.to_string()))?;
+        self.writer.marks.forget(group);
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use engram_core::types::{GroupId, NodeId};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::MachineError;
 use super::codec;
@@ -43,6 +44,8 @@ pub struct SnapshotStore {
     snapshots: PathBuf,
     staging: PathBuf,
     sending: Arc<Mutex<Sending>>,
+    /// Told whenever a transfer has ended.
+    ended: Arc<Notify>,
     bytes_per_second: u64,
 }
 
@@ -50,8 +53,68 @@ pub struct SnapshotStore {
 #[derive(Default)]
 struct Sending {
     sent: BTreeMap<(GroupId, NodeId), u64>,
+    /// Files that are being sent, how often, and whether they are to go when that has ended.
+    files: BTreeMap<PathBuf, InUse>,
+    /// Transfers under way, by group.
+    transfers: BTreeMap<GroupId, usize>,
+    counts: TransferCounts,
     /// When the next chunk may go, on the node's monotonic clock.
     free_at: Duration,
+}
+
+/// Transfers since the process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransferCounts {
+    pub begun: u64,
+    /// Bytes that did not have to be sent again after a stream broke.
+    pub resumed_bytes: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+struct InUse {
+    transfers: usize,
+    doomed: bool,
+}
+
+/// A transfer under way: while it lives the file stays, and the group's log is not cut behind it.
+pub struct Transfer {
+    store: SnapshotStore,
+    group: GroupId,
+    file: SnapshotFile,
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let doomed = {
+            let mut sending = self.store.sending.lock();
+            if let Some(count) = sending.transfers.get_mut(&self.group) {
+                *count -= 1;
+                if *count == 0 {
+                    sending.transfers.remove(&self.group);
+                }
+            }
+            let path = &self.file.path;
+            let in_use = sending.files.get_mut(path).map(|in_use| {
+                in_use.transfers -= 1;
+                *in_use
+            });
+            let over = in_use.filter(|in_use| in_use.transfers == 0);
+            if over.is_some() {
+                sending.files.remove(path);
+            }
+            over.is_some_and(|in_use| in_use.doomed)
+        };
+        self.store.ended.notify_waiters();
+        if doomed {
+            let (disk, path) = (Arc::clone(self.store.disk()), self.file.path.clone());
+            let remove = move || {
+                if let Err(error) = disk.remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %error, "an old snapshot stays");
+                }
+            };
+            self.store.seams.tasks.spawn_blocking(Box::new(remove));
+        }
+    }
 }
 
 impl SnapshotStore {
@@ -61,6 +124,7 @@ impl SnapshotStore {
             snapshots: data_dir.join("snapshots"),
             staging: data_dir.join("staging"),
             sending: Arc::default(),
+            ended: Arc::default(),
             bytes_per_second: bytes_per_second.max(1),
         }
     }
@@ -69,6 +133,10 @@ impl SnapshotStore {
     pub fn sent(&self, group: GroupId, node: NodeId) -> u64 {
         let sending = self.sending.lock();
         sending.sent.get(&(group, node)).copied().unwrap_or(0)
+    }
+
+    pub fn counts(&self) -> TransferCounts {
+        self.sending.lock().counts
     }
 
     /// Counts a chunk that is about to be sent, after its turn has come: all transfers of the node
@@ -92,6 +160,53 @@ impl SnapshotStore {
     /// A transfer has begun, or ended in whatever way.
     pub fn forget_sent(&self, group: GroupId, node: NodeId) {
         self.sending.lock().sent.remove(&(group, node));
+    }
+
+    /// Notes that a snapshot is being sent, until the answer is dropped.
+    pub fn begin_transfer(&self, group: GroupId, file: &SnapshotFile) -> Transfer {
+        let mut sending = self.sending.lock();
+        *sending.transfers.entry(group).or_default() += 1;
+        sending.counts.begun += 1;
+        let in_use = sending.files.entry(file.path.clone()).or_default();
+        in_use.transfers += 1;
+        Transfer {
+            store: self.clone(),
+            group,
+            file: file.clone(),
+        }
+    }
+
+    /// Chunks before `offset` have arrived by an earlier stream.
+    pub fn resume_sent(&self, group: GroupId, node: NodeId, offset: u64) {
+        {
+            let mut sending = self.sending.lock();
+            sending.sent.insert((group, node), offset);
+            sending.counts.resumed_bytes += offset;
+        }
+        metrics::counter!("engram_snapshot_transfers_resumed_total").increment(1);
+        metrics::counter!("engram_snapshot_bytes_resumed_total").increment(offset);
+    }
+
+    /// Returns when no snapshot of the group is being sent, or `wait` has passed. A new snapshot
+    /// would let go of the log between the one that is being sent and itself, and whoever receives
+    /// that one would need another at once.
+    pub async fn until_not_sent(&self, group: GroupId, wait: Duration) {
+        let idle = async {
+            loop {
+                let ended = self.ended.notified();
+                tokio::pin!(ended);
+                // Before looking, so that no end is missed.
+                ended.as_mut().enable();
+                if !self.sending.lock().transfers.contains_key(&group) {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        if self.seams.timeout(wait, idle).await.is_err() {
+            metrics::counter!("engram_snapshot_pins_expired_total").increment(1);
+            tracing::warn!(%group, "the log is not kept any longer for a snapshot that is being sent");
+        }
     }
 
     pub fn disk(&self) -> &Arc<dyn Disk> {
@@ -171,11 +286,18 @@ impl SnapshotStore {
     /// Blocks. Removes all snapshots of the group but `kept`.
     pub fn remove_others(&self, group: GroupId, kept: Option<&SnapshotFile>) -> io::Result<()> {
         for path in self.of_group(group)? {
-            if kept.is_none_or(|kept| kept.path != path) {
+            if kept.is_none_or(|kept| kept.path != path) && !self.is_in_use(&path) {
                 self.disk().remove_file(&path)?;
             }
         }
         Ok(())
+    }
+
+    /// Whether a file is being sent; it goes when that has ended.
+    fn is_in_use(&self, path: &Path) -> bool {
+        let mut sending = self.sending.lock();
+        let in_use = sending.files.get_mut(path);
+        in_use.map(|in_use| in_use.doomed = true).is_some()
     }
 
     /// Blocks. Reads the whole file and compares its hash.

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engram_core::planted;
 use engram_core::storage::{Batch, Durability, Family, Storage, StorageError};
@@ -64,6 +65,8 @@ struct Shared {
     storage: Arc<dyn Storage>,
     machine: Arc<dyn Machine>,
     snapshots: SnapshotStore,
+    /// How long the log is kept for a snapshot that is being sent.
+    log_pin_max: Duration,
     current: Mutex<Option<(SnapshotMeta, SnapshotFile)>>,
     /// Dropped with the last user of the state, which may outlive the Raft core for a moment.
     _gone: oneshot::Sender<()>,
@@ -82,6 +85,7 @@ impl StateMachine {
         machine: Arc<dyn Machine>,
         snapshots: SnapshotStore,
         log: LogEnds,
+        log_pin_max: Duration,
     ) -> Result<(Self, oneshot::Receiver<()>), MachineError> {
         let stored = storage.get(Family::Metadata, &keys::position(group))?;
         let mut position = match stored {
@@ -112,6 +116,7 @@ impl StateMachine {
             storage,
             machine,
             snapshots,
+            log_pin_max,
             current,
             _gone,
         };
@@ -351,6 +356,9 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .take()
             .ok_or_else(|| io::Error::other("already built"))?;
         let mut source = source.map_err(machine_error)?;
+        // openraft cuts the log when this one is there, not before.
+        let (group, wait) = (self.shared.group, self.shared.log_pin_max);
+        self.shared.snapshots.until_not_sent(group, wait).await;
         if planted!("snapshot-taken-late") {
             source = self.shared.machine.snapshot().map_err(machine_error)?;
         }

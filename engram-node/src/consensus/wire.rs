@@ -54,12 +54,12 @@ pub fn read_vote(vote: Option<RaftVote>) -> Result<Vote, Malformed> {
     .into())
 }
 
-fn log_id(id: LogId) -> RaftLogId {
+pub fn log_id(id: LogId) -> RaftLogId {
     let LogIdRecord { term, index } = id.into();
     RaftLogId { term, index }
 }
 
-fn read_log_id(id: RaftLogId) -> LogId {
+pub fn read_log_id(id: RaftLogId) -> LogId {
     LogIdRecord {
         term: id.term,
         index: id.index,

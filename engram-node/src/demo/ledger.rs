@@ -66,6 +66,13 @@ impl Ledger {
         self.entries.lock().len()
     }
 
+    /// Ids of the acknowledged writes.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        let entries = self.entries.lock();
+        entries.iter().map(|entry| entry.id.clone()).collect()
+    }
+
     /// Writes of a partition that were begun at or after `since` and acknowledged.
     #[must_use]
     pub fn acknowledged_since(&self, partition: u64, since: Duration) -> usize {

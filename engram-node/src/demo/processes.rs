@@ -198,6 +198,44 @@ impl LocalCluster {
         child.wait().map(drop).map_err(io_error(&what))
     }
 
+    /// SIGSTOP: the process stands still, its connections stay.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn pause(&self, index: usize) -> Result<(), ProcessError> {
+        self.signal(index, "STOP")
+    }
+
+    /// SIGCONT: a paused process goes on as if nothing had been.
+    ///
+    /// # Errors
+    /// When it cannot be signalled.
+    pub fn resume(&self, index: usize) -> Result<(), ProcessError> {
+        self.signal(index, "CONT")
+    }
+
+    fn signal(&self, index: usize, signal: &str) -> Result<(), ProcessError> {
+        let node = &self.nodes[index];
+        let Some(child) = &node.child else {
+            return Ok(());
+        };
+        let what = format!("signal {signal} to node {}", node.number);
+        let sent = Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status();
+        match sent {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(io_error(&what)(io::Error::other(status.to_string()))),
+            Err(error) => Err(io_error(&what)(error)),
+        }
+    }
+
+    /// The data directory of a node.
+    #[must_use]
+    pub fn data_dir(&self, index: usize) -> &Path {
+        &self.nodes[index].data
+    }
+
     /// Starts a killed node again, from its data and at its old addresses.
     ///
     /// # Errors

@@ -37,12 +37,18 @@ pub fn execute(partition: &Partition, query: &peer::ReadQuery) -> Result<peer::S
         Query::Conflicts(query) => Answer::Conflicts(conflicts(&partition.view(), *query)?),
         Query::Compare(query) => Answer::Compare(compare(&partition.view(), query)?),
         Query::Expand(query) => Answer::Expand(expand(partition, query)?),
+        // Asked of the pinned views.
+        Query::BackUpOpen(_) | Query::BackUpPage(_) => return Err(invalid()),
     };
-    // Taken after the read, so that it covers whatever the answer shows.
-    Ok(peer::Served {
+    Ok(served(partition, answer))
+}
+
+/// An answer and a position that covers all that it shows: it is taken after the read.
+pub fn served(partition: &Partition, answer: Answer) -> peer::Served {
+    peer::Served {
         position: Some((&partition.context()).into()),
         answer: Some(answer),
-    })
+    }
 }
 
 fn refuse(error: ReadError) -> Refusal {

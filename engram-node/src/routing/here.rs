@@ -13,6 +13,7 @@ use engram_core::types::{
     ActorId, EdgeContext, EdgeKey, GroupId, Hlc, NodeId, PartitionId, Sequence, Unit,
 };
 use engram_proto::convert::{decode_applied, encode_group_command};
+use engram_proto::peer::read_query::Query;
 use engram_proto::peer::served::Answer;
 use engram_proto::peer::{ReadQuery, Served};
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 use super::accepted::Accepted;
 use super::answer;
+use super::backups::Backups;
 use super::ports::{Groups, Locals};
 use super::reads::ReadAt;
 use super::refusal::Refusal;
@@ -48,6 +50,7 @@ struct Inner {
     /// How many writes with removals are on their way to the log, by what they have seen of it.
     removals: Mutex<RemovalsOnTheWay>,
     accepted: Arc<Accepted>,
+    backups: Backups,
 }
 
 impl Here {
@@ -60,9 +63,11 @@ impl Here {
         locals: Arc<dyn Locals>,
     ) -> Self {
         let (stamps, actor, removals) = Default::default();
+        let backups = Backups::new(seams.clone());
         Self {
             inner: Arc::new(Inner {
                 seams,
+                backups,
                 node,
                 map,
                 groups,
@@ -237,8 +242,18 @@ impl Here {
             }
             ReadAt::Session(_) | ReadAt::Stale => {}
         }
-        let reader = Arc::clone(&replica);
-        let execute = move || answer::execute(&reader, &query);
+        let (reader, backups) = (Arc::clone(&replica), self.inner.backups.clone());
+        if let Some(Query::BackUpOpen(query)) = &query.query {
+            let opened = backups.open(&reader, query)?;
+            return Ok(answer::served(&reader, Answer::BackUpOpen(opened)));
+        }
+        let execute = move || match &query.query {
+            Some(Query::BackUpPage(page)) => {
+                let page = backups.page(&reader, page)?;
+                Ok(answer::served(&reader, Answer::BackUpPage(page)))
+            }
+            _ => answer::execute(&reader, &query),
+        };
         let mut served = self.inner.seams.blocking(execute).await?;
         if replica.is_retired() {
             // Its records may have been replaced while they were read.
@@ -356,7 +371,7 @@ fn fill_contexts(write: &mut Write, replica: &Partition) {
                 };
                 edge.context = replica.removal_context(&key);
             }
-            Op::Remember(_) | Op::Associate(_) => {}
+            Op::Remember(_) | Op::Associate(_) | Op::RestoreMemory(_) | Op::RestoreEdge(_) => {}
         }
     }
 }
@@ -376,7 +391,7 @@ fn local_changes(write: &Write, stamp: Hlc) -> Result<Vec<LocalChange>, Refusal>
                 };
                 (&edge.from, &edge.to, &edge.relation, change)
             }
-            Op::Remember(_) | Op::Forget(_) => {
+            Op::Remember(_) | Op::Forget(_) | Op::RestoreMemory(_) | Op::RestoreEdge(_) => {
                 let reason = "only changes of edges can be accepted by one replica alone";
                 return Err(Refusal::Invalid(reason.into()));
             }

@@ -10,6 +10,7 @@
 
 mod accepted;
 mod answer;
+mod backups;
 mod deadline;
 mod dialer;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use crate::control::ClusterMap;
 use crate::seams::Seams;
 
 pub use accepted::Accepted;
+pub use backups::{CHUNK_RECORDS_MAX, KNOWN_CHUNKS_MAX};
 pub use deadline::{Deadline, Pauses};
 pub use dialer::{Dialer, link_error};
 pub use here::Here;

@@ -30,6 +30,7 @@ const METHODS: &[(&str, Role)] = &[
     ("/engram.v1.Memories/Spread", Role::Read),
     ("/engram.v1.Memories/Import", Role::Write),
     ("/engram.v1.Memories/Export", Role::Read),
+    ("/engram.v1.Memories/BackUp", Role::Admin),
     ("/engram.v1.Spaces/CreateSpace", Role::Admin),
     ("/engram.v1.Spaces/ListSpaces", Role::Read),
     ("/engram.v1.Spaces/DescribeSpace", Role::Read),

@@ -15,7 +15,7 @@ use super::ports::{Advertised, Ports};
 use super::scope::scoped;
 use super::watchers::{self, NodeHealth};
 use super::{Server, ServerError};
-use crate::config::Config;
+use crate::config::{Config, LogMarks};
 use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, MachineFactory};
 use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescription, members};
 use crate::http::{self, Metrics};
@@ -241,6 +241,7 @@ impl Parts {
         let mut settings =
             ConsensusConfig::with_options(node, cluster.0, directory, self.config.raft);
         settings.snapshot_bytes_per_second = self.config.snapshot_bytes_per_second;
+        settings.marks_before_ack = self.config.log_marks == LogMarks::BeforeAck;
         let consensus = Consensus::open(
             settings,
             self.seams.clone(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 
-use engram_core::command::{Associate, Expected, Op, OpOutcome};
+use engram_core::command::{Associate, Expected, Op, OpOutcome, Remember};
 use engram_core::limits::OPS_PER_COMMAND_MAX;
 use engram_core::types::PartitionId;
 use engram_proto::peer::read_query::Query;
@@ -77,10 +77,18 @@ impl Services {
     async fn import_batch(&self, batch: v1::ImportBatch) -> Result<v1::ImportAck, Failure> {
         let items = batch.memories.len() + batch.edges.len();
         input::at_most("the batch", "items", items, IMPORT_BATCH_ITEMS_MAX)?;
+        if !batch.chunk.is_empty() {
+            // Of a chunk nothing is taken when anything of it is wrong.
+            input::at_most("items beside a chunk", "items", items, 0)?;
+        }
         let deadline = self.router().deadline(BATCH_WAIT);
         let space = self.space(&batch.space, deadline).await?;
         let requester = self.requester(batch.request.as_ref())?;
-        let mut sorted = sort(&space, requester, batch.memories, batch.edges);
+        let mut sorted = if batch.chunk.is_empty() {
+            sort(&space, requester, batch.memories, batch.edges)
+        } else {
+            sort_chunk(&space, input::restore(&space.config, &batch.chunk)?)
+        };
         let parts = std::mem::take(&mut sorted.by_place).into_values();
         let parts = parts.map(|(place, ops)| self.import_part(requester, place, ops, deadline));
         let mut ack = v1::ImportAck {
@@ -92,6 +100,7 @@ impl Services {
                 OpOutcome::Rejected(rejection) => {
                     sorted.reject(index, &Failure::from(rejection));
                 }
+                OpOutcome::Restored { fresh: false } => ack.present += 1,
                 _ if index < sorted.memories => ack.memories += 1,
                 _ => ack.edges += 1,
             }
@@ -250,6 +259,19 @@ fn sort(
     sorted
 }
 
+/// The records of a chunk come as memories, then edges.
+fn sort_chunk(space: &SpaceRecord, ops: Vec<Op>) -> Sorted {
+    let is_memory = |op: &&Op| matches!(op, Op::RestoreMemory(_));
+    let mut sorted = Sorted {
+        memories: ops.iter().take_while(is_memory).count() as u32,
+        ..Sorted::default()
+    };
+    for (index, op) in (0..).zip(ops) {
+        sorted.take(space, index, Ok(op));
+    }
+    sorted
+}
+
 fn import_edge(edge: v1::ImportEdge) -> Result<Associate, InputError> {
     let v1::ImportEdge {
         from,
@@ -290,16 +312,19 @@ fn cut(ops: Vec<(u32, Op)>) -> Vec<Vec<(u32, Op)>> {
 
 fn estimated_bytes(op: &Op) -> usize {
     const FIXED: usize = 64;
+    let memory = |memory: &Remember| {
+        let embedding = memory
+            .embedding
+            .as_ref()
+            .map_or(0, |row| row.components().len() * 4);
+        let labels: usize = memory.labels.iter().map(|label| label.len() + 4).sum();
+        FIXED + memory.id.as_str().len() + memory.content.len() + embedding + labels
+    };
     match op {
-        Op::Remember(remember) => {
-            let embedding = remember
-                .embedding
-                .as_ref()
-                .map_or(0, |row| row.components().len() * 4);
-            let labels: usize = remember.labels.iter().map(|label| label.len() + 4).sum();
-            FIXED + remember.id.as_str().len() + remember.content.len() + embedding + labels
-        }
+        Op::Remember(remember) => memory(remember),
+        Op::RestoreMemory(restore) => memory(&restore.memory),
         Op::Associate(edge) => FIXED + edge.from.as_str().len() + edge.to.as_str().len(),
+        Op::RestoreEdge(edge) => 2 * FIXED + edge.from.as_str().len() + edge.to.as_str().len(),
         Op::Forget(_) | Op::Dissociate(_) => FIXED,
     }
 }

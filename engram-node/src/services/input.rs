@@ -7,12 +7,14 @@ use engram_core::command::{Associate, Dissociate, Expected, Forget, Op, OutEdge,
 use engram_core::filter::Filter;
 use engram_core::limits;
 use engram_core::types::{
-    ClientId, EdgeContext, MemoryId, PropertyValue, Relation, RequestId, Sequence, SpaceConfig,
-    Unit, check_parts,
+    ClientId, EdgeContext, Embedding, MemoryId, Metric, PropertyValue, Relation, RequestId,
+    Sequence, SpaceConfig, Unit, check_parts,
 };
+use engram_proto::convert::decode_chunk;
 use engram_proto::v1;
 
 use super::failure::InputError;
+use crate::routing::CHUNK_RECORDS_MAX;
 
 /// Longest time that a client's id may lie in the future: ids order clients by age, and one from
 /// far ahead would, once forgotten, shut out those who come after it.
@@ -235,6 +237,41 @@ pub fn forget(id: &str, version: Option<u64>) -> Result<Forget, InputError> {
     })
 }
 
+/// The operations that restore a chunk of a backup.
+pub fn restore(config: &SpaceConfig, chunk: &[u8]) -> Result<Vec<Op>, InputError> {
+    let ops = decode_chunk(chunk, CHUNK_RECORDS_MAX)?;
+    for op in &ops {
+        if let Op::RestoreMemory(restore) = op {
+            let memory = &restore.memory;
+            at_most("labels", "labels", memory.labels.len(), limits::LABELS_MAX)?;
+            check_parts(&memory.content, &memory.labels, &memory.properties)?;
+            if let Some(row) = &memory.embedding {
+                let row = config.embedding(row.components().to_vec(), &memory.embedding_model)?;
+                check_direction(config, &row)?;
+            }
+        }
+    }
+    Ok(ops)
+}
+
+/// What is compared by cosine is stored with length 1, and restored as it was stored.
+fn check_direction(config: &SpaceConfig, row: &Embedding) -> Result<(), InputError> {
+    let square: f64 = row
+        .components()
+        .iter()
+        .map(|component| f64::from(*component).powi(2))
+        .sum();
+    if config.metric != Metric::Cosine || (square - 1.0).abs() < 1e-3 {
+        return Ok(());
+    }
+    Err(InputError::OutOfRange {
+        what: "the length of a restored embedding",
+        actual: square.sqrt(),
+        min: 1.0,
+        max: 1.0,
+    })
+}
+
 /// The memory whose partition takes the operation.
 #[must_use]
 pub fn home(op: &Op) -> &MemoryId {
@@ -243,6 +280,8 @@ pub fn home(op: &Op) -> &MemoryId {
         Op::Forget(forget) => &forget.id,
         Op::Associate(edge) => &edge.from,
         Op::Dissociate(edge) => &edge.from,
+        Op::RestoreMemory(restore) => &restore.memory.id,
+        Op::RestoreEdge(restore) => &restore.from,
     }
 }
 

@@ -4,19 +4,19 @@ use engram_proto::v1::cluster_server::Cluster;
 use engram_proto::v1::memories_server::Memories;
 use engram_proto::v1::spaces_server::Spaces;
 use engram_proto::v1::{
-    AlterSpaceRequest, AlterSpaceResponse, AssociateRequest, CancelMovesRequest,
-    CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest, DescribeSpaceResponse,
-    DissociateRequest, DropSpaceRequest, DropSpaceResponse, EdgeChangeResponse, ExportBatch,
-    ExportRequest, FindPathRequest, FindPathResponse, ForgetRequest, ForgetResponse, GetRequest,
-    GetResponse, ImportAck, ImportBatch, ListConflictsRequest, ListConflictsResponse,
-    ListMovesRequest, ListMovesResponse, ListNodesRequest, ListNodesResponse,
-    ListPartitionsRequest, ListPartitionsResponse, ListSpacesRequest, ListSpacesResponse,
-    MoveReplicaRequest, MoveReplicaResponse, NeighborhoodRequest, NeighborhoodResponse,
-    NeighborsRequest, NeighborsResponse, ProbeRequest, ProbeResponse, RebalanceRequest,
-    RebalanceResponse, RecallRequest, RecallResponse, RememberRequest, RememberResponse,
-    SetNodeStateRequest, SetNodeStateResponse, Space, SpreadEvent, SpreadRequest, StatusRequest,
-    StatusResponse, StrengthenRequest, TransferPrimaryRequest, TransferPrimaryResponse,
-    VerifyRequest, VerifyResponse,
+    AlterSpaceRequest, AlterSpaceResponse, AssociateRequest, BackUpEvent, BackUpRequest,
+    CancelMovesRequest, CancelMovesResponse, CreateSpaceRequest, DescribeSpaceRequest,
+    DescribeSpaceResponse, DissociateRequest, DropSpaceRequest, DropSpaceResponse,
+    EdgeChangeResponse, ExportBatch, ExportRequest, FindPathRequest, FindPathResponse,
+    ForgetRequest, ForgetResponse, GetRequest, GetResponse, ImportAck, ImportBatch,
+    ListConflictsRequest, ListConflictsResponse, ListMovesRequest, ListMovesResponse,
+    ListNodesRequest, ListNodesResponse, ListPartitionsRequest, ListPartitionsResponse,
+    ListSpacesRequest, ListSpacesResponse, MoveReplicaRequest, MoveReplicaResponse,
+    NeighborhoodRequest, NeighborhoodResponse, NeighborsRequest, NeighborsResponse, ProbeRequest,
+    ProbeResponse, RebalanceRequest, RebalanceResponse, RecallRequest, RecallResponse,
+    RememberRequest, RememberResponse, SetNodeStateRequest, SetNodeStateResponse, Space,
+    SpreadEvent, SpreadRequest, StatusRequest, StatusResponse, StrengthenRequest,
+    TransferPrimaryRequest, TransferPrimaryResponse, VerifyRequest, VerifyResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -39,6 +39,7 @@ impl Memories for Services {
     type SpreadStream = Answers<SpreadEvent>;
     type ImportStream = Answers<ImportAck>;
     type ExportStream = Answers<ExportBatch>;
+    type BackUpStream = Answers<BackUpEvent>;
 
     async fn remember(
         &self,
@@ -126,6 +127,13 @@ impl Memories for Services {
         request: Request<ExportRequest>,
     ) -> Result<Response<Self::ExportStream>, Status> {
         serve!(self, request, export)
+    }
+
+    async fn back_up(
+        &self,
+        request: Request<BackUpRequest>,
+    ) -> Result<Response<Self::BackUpStream>, Status> {
+        serve!(self, request, back_up)
     }
 }
 

@@ -8,6 +8,7 @@
 //! held for a call (permits, running spreads) is released at its deadline.
 
 mod admission;
+mod backup;
 mod bulk;
 mod cluster;
 mod conflicts;

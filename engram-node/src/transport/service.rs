@@ -7,17 +7,17 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
 use engram_proto::peer::raft_message::Body;
 use engram_proto::peer::raft_server::{Raft, RaftServer};
 use engram_proto::peer::raft_snapshot_part::Part;
 use engram_proto::peer::{
-    RaftFrame, RaftHello, RaftMessage, RaftSnapshotAnswer, RaftSnapshotHead, RaftSnapshotPart,
+    RaftFrame, RaftHello, RaftMessage, RaftSnapshotAnswer, RaftSnapshotChunk, RaftSnapshotEnd,
+    RaftSnapshotHead, RaftSnapshotOffset, RaftSnapshotPart,
 };
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -35,14 +35,18 @@ pub trait RaftHandler: Send + Sync + 'static {
     /// Handles a request and returns its answer.
     async fn handle(&self, from: NodeId, group: GroupId, request: Body) -> Body;
 
-    /// Begins a snapshot.
+    /// Begins a snapshot, or goes on with one of which a broken stream has brought a part.
     ///
     /// # Errors
-    /// When it cannot be received.
+    /// When it cannot be received, or the part before its offset is not there.
     async fn begin_snapshot(
         &self,
+        from: NodeId,
         head: RaftSnapshotHead,
     ) -> Result<Box<dyn SnapshotReceiver>, Status>;
+
+    /// Bytes of that snapshot that are there from a broken stream.
+    fn snapshot_offset(&self, from: NodeId, head: &RaftSnapshotHead) -> u64;
 
     /// A stream from `node` said something: it is alive.
     fn heard_from(&self, node: NodeId);
@@ -51,15 +55,20 @@ pub trait RaftHandler: Send + Sync + 'static {
 /// A snapshot that is being received. Dropped before its end, it leaves nothing behind.
 #[async_trait]
 pub trait SnapshotReceiver: Send {
-    /// # Errors
-    /// When the chunk cannot be stored.
-    async fn chunk(&mut self, data: Bytes) -> Result<(), Status>;
-
-    /// All chunks are there and their hash is right: installs the snapshot.
+    /// Takes the next chunk.
     ///
     /// # Errors
-    /// When it cannot be installed.
-    async fn finish(self: Box<Self>) -> Result<RaftSnapshotAnswer, Status>;
+    /// When it is damaged, is not the next one, or cannot be stored.
+    async fn chunk(&mut self, chunk: RaftSnapshotChunk) -> Result<(), Status>;
+
+    /// All chunks are there: checks their hash and installs the snapshot.
+    ///
+    /// # Errors
+    /// When the hash is wrong, or the snapshot cannot be installed.
+    async fn finish(self: Box<Self>, end: RaftSnapshotEnd) -> Result<RaftSnapshotAnswer, Status>;
+
+    /// The stream broke: keeps what has come, for another stream to go on with.
+    fn keep(self: Box<Self>);
 }
 
 /// The gRPC service `engram.peer.v1.Raft`.
@@ -140,6 +149,38 @@ impl RaftService {
     }
 }
 
+impl RaftService {
+    /// The chunks of a snapshot after its head.
+    async fn receive(
+        self,
+        from: NodeId,
+        mut parts: Streaming<RaftSnapshotPart>,
+        mut receiver: Box<dyn SnapshotReceiver>,
+    ) -> Result<Response<RaftSnapshotAnswer>, Status> {
+        loop {
+            self.handler.heard_from(from);
+            let part = match parts.message().await {
+                Ok(part) => part.and_then(|part| part.part),
+                Err(broken) => {
+                    receiver.keep();
+                    return Err(broken);
+                }
+            };
+            match part {
+                Some(Part::Chunk(chunk)) => receiver.chunk(chunk).await?,
+                Some(Part::End(end)) => return receiver.finish(end).await.map(Response::new),
+                Some(Part::Head(_)) => {
+                    return Err(Status::invalid_argument("a snapshot begins once"));
+                }
+                None => {
+                    receiver.keep();
+                    return Err(Status::unavailable("a snapshot ended too early"));
+                }
+            }
+        }
+    }
+}
+
 /// Puts answers that are ready together into one frame.
 async fn write_answers(
     mut answers: mpsc::Receiver<RaftMessage>,
@@ -196,29 +237,25 @@ impl Raft for RaftService {
             return Err(Status::invalid_argument("a snapshot begins with its head"));
         };
         let from = self.check(head.hello.clone())?;
-        let mut receiver = self.handler.begin_snapshot(head).await?;
-        let (mut received, mut hash) = (0, blake3::Hasher::new());
-        loop {
-            self.handler.heard_from(from);
-            match parts.message().await?.and_then(|part| part.part) {
-                Some(Part::Chunk(chunk)) => {
-                    if chunk.offset != received || crc32c::crc32c(&chunk.data) != chunk.crc32c {
-                        return Err(Status::data_loss(format!("bad chunk at {received}")));
-                    }
-                    received += chunk.data.len() as u64;
-                    hash.update(&chunk.data);
-                    receiver.chunk(chunk.data).await?;
-                }
-                Some(Part::End(end)) => {
-                    if end.bytes != received || end.hash[..] != hash.finalize().as_bytes()[..] {
-                        return Err(Status::data_loss("the snapshot's hash is wrong"));
-                    }
-                    return receiver.finish().await.map(Response::new);
-                }
-                Some(Part::Head(_)) | None => {
-                    return Err(Status::invalid_argument("a snapshot ended too early"));
-                }
-            }
-        }
+        let receiver = self.handler.begin_snapshot(from, head).await?;
+        // In a task of its own: this future is dropped with the connection, and with it would go
+        // whatever chunk is just being written.
+        let (answer, answered) = oneshot::channel();
+        let service = self.clone();
+        self.seams.spawn("raft-snapshot-receive", async move {
+            drop(answer.send(service.receive(from, parts, receiver).await));
+        });
+        let ended = answered.await;
+        ended.unwrap_or_else(|_| Err(Status::unavailable("this node is stopping")))
+    }
+
+    async fn snapshot_offset(
+        &self,
+        request: Request<RaftSnapshotHead>,
+    ) -> Result<Response<RaftSnapshotOffset>, Status> {
+        let head = request.into_inner();
+        let from = self.check(head.hello.clone())?;
+        let offset = self.handler.snapshot_offset(from, &head);
+        Ok(Response::new(RaftSnapshotOffset { offset }))
     }
 }

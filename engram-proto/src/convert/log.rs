@@ -7,8 +7,9 @@
 
 use bytes::Bytes;
 use engram_core::command::{
-    Applied, Associate, Dissociate, EdgeChange, Expected, Forget, Op, OpOutcome, OutEdge,
-    OverlayDelta, PartitionCommand, Rejection, Remember, Write,
+    Applied, Associate, Dissociate, EdgeChange, EvidenceSums, Expected, Forget, Op, OpOutcome,
+    OutEdge, OverlayDelta, PartitionCommand, Rejection, Remember, RestoreEdge, RestoreMemory,
+    Write,
 };
 use engram_core::limits::HASH_SLOTS;
 use engram_core::types::{
@@ -363,6 +364,12 @@ impl From<&Op> for wire::op::Op {
                 relation: edge.relation.as_str().to_owned(),
                 context: Some((&edge.context).into()),
             }),
+            Op::RestoreMemory(restore) => Self::RestoreMemory(wire::RestoreMemory {
+                memory: Some((&restore.memory).into()),
+                created: restore.created.0,
+                updated: restore.updated.0,
+            }),
+            Op::RestoreEdge(restore) => Self::RestoreEdge(restore.into()),
         }
     }
 }
@@ -392,6 +399,62 @@ impl TryFrom<wire::op::Op> for Op {
                 relation: relation(edge.relation)?,
                 context: required("context", edge.context)?.try_into()?,
             }),
+            Wire::RestoreMemory(restore) => Self::RestoreMemory(RestoreMemory {
+                memory: restored(required("memory", restore.memory)?.try_into()?)?,
+                created: Hlc(restore.created),
+                updated: Hlc(restore.updated),
+            }),
+            Wire::RestoreEdge(restore) => Self::RestoreEdge(restore.try_into()?),
+        })
+    }
+}
+
+/// A memory of a backup comes without edges, and where there is none.
+fn restored(memory: Remember) -> Result<Remember, DecodeError> {
+    if memory.edges.is_empty() && memory.expected == Expected::Absent {
+        Ok(memory)
+    } else {
+        Err(DecodeError::NotUnderstood("a restored memory"))
+    }
+}
+
+impl From<&RestoreEdge> for wire::RestoreEdge {
+    fn from(restore: &RestoreEdge) -> Self {
+        let evidence = &restore.evidence;
+        Self {
+            from: restore.from.as_str().to_owned(),
+            to: restore.to.as_str().to_owned(),
+            relation: restore.relation.as_str().to_owned(),
+            sum_wc: evidence.sum_wc.to_le_bytes().to_vec().into(),
+            sum_c: evidence.sum_c.to_le_bytes().to_vec().into(),
+            count: evidence.count,
+            newest: evidence.newest.0,
+        }
+    }
+}
+
+impl TryFrom<wire::RestoreEdge> for RestoreEdge {
+    type Error = DecodeError;
+
+    fn try_from(message: wire::RestoreEdge) -> Result<Self, DecodeError> {
+        let sum = |what, bytes: &[u8]| fixed(what, bytes).map(u128::from_le_bytes);
+        let evidence = EvidenceSums {
+            sum_wc: sum("sum_wc", &message.sum_wc)?,
+            sum_c: sum("sum_c", &message.sum_c)?,
+            count: message.count,
+            newest: Hlc(message.newest),
+        };
+        if !evidence.is_possible() {
+            return Err(DecodeError::OutOfRange {
+                what: "the evidence of a restored edge",
+                actual: evidence.count,
+            });
+        }
+        Ok(Self {
+            from: memory_id("from", message.from)?,
+            to: memory_id("to", message.to)?,
+            relation: relation(message.relation)?,
+            evidence,
         })
     }
 }
@@ -716,6 +779,7 @@ impl From<&OpOutcome> for wire::outcome::Outcome {
             }
             OpOutcome::EdgeChanged => Self::EdgeChanged(wire::Nothing {}),
             OpOutcome::Rejected(rejection) => Self::Rejected(rejection.into()),
+            OpOutcome::Restored { fresh } => Self::Restored(wire::Restored { fresh: *fresh }),
         }
     }
 }
@@ -735,6 +799,9 @@ impl TryFrom<wire::outcome::Outcome> for OpOutcome {
             },
             Outcome::EdgeChanged(wire::Nothing {}) => Self::EdgeChanged,
             Outcome::Rejected(rejection) => Self::Rejected(rejection.try_into()?),
+            Outcome::Restored(restored) => Self::Restored {
+                fresh: restored.fresh,
+            },
         })
     }
 }

@@ -2,12 +2,14 @@
 //! allow and the types do not (an empty oneof, a wrong length, a number out of range) is a
 //! [`DecodeError`] that names the part, never a default.
 
+mod backup;
 mod log;
 mod v1;
 mod walk;
 
 use engram_core::types::{EmbeddingError, MemoryIdError};
 
+pub use backup::{ChunkBuilder, decode_chunk};
 pub use log::{decode_applied, decode_group_command, encode_applied, encode_group_command};
 pub use v1::{decay_from_api, decay_to_api, memory_to_api, metric_from_api, quantization_from_api};
 pub use walk::{ask_from_peer, expanded_from_peer, expanded_to_peer};

@@ -623,6 +623,7 @@ impl Truth {
                 Op::Remember(memory) => {
                     self.memories.insert(memory.id.to_string());
                 }
+                Op::RestoreMemory(_) | Op::RestoreEdge(_) => {}
             }
         }
     }

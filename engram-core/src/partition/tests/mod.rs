@@ -1,6 +1,7 @@
 //! Tests of the partition as a whole; `support` drives it, each other file holds one concern.
 
 mod arrays;
+mod backup;
 mod basics;
 mod converge;
 mod model;

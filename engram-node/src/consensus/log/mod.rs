@@ -6,6 +6,7 @@
 //! before its fsync; after a failed write every group stops and nothing is retried; a record whose
 //! checksum does not chain to its predecessor's is corruption, never skipped or cut off.
 
+mod marks;
 mod reader;
 mod record;
 mod store;
@@ -13,6 +14,7 @@ mod store;
 mod tests;
 mod writer;
 
+pub use marks::{Mark, Marks};
 pub use record::Header;
 pub use store::LogStore;
 pub use writer::{LogWriter, Poisoned};

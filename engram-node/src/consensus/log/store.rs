@@ -114,6 +114,11 @@ impl LogStore {
         }
     }
 
+    /// The last entry, written or still on its way to the disk.
+    pub fn last(&self) -> Option<LogId> {
+        self.shared.state.lock().last
+    }
+
     /// Whether nothing was ever written: no vote, no entry.
     pub fn is_pristine(&self) -> bool {
         let state = self.shared.state.lock();
@@ -150,16 +155,20 @@ impl State {
             let reason = format!("records begin at {first}, purged up to {purged:?}");
             return Err(corrupt(format!("log of group {group}"), reason));
         }
+        let end_id: Option<LogId> = last.as_ref().map(|last| last.id.into()).or(purged);
+        // A hint beyond the end is of a log that has lost its end.
+        let committed = committed.map(LogId::from).filter(|_| end_id.is_some());
+        let committed = committed.min(end_id);
         Ok(Self {
             vote: vote.map(Into::into),
-            committed: committed.map(Into::into),
+            committed,
             committed_unsaved: false,
             purged,
             first,
             end,
             first_chain,
             last_chain: last.as_ref().map_or(first_chain, |last| last.chain),
-            last: last.map(|last| last.id.into()).or(purged),
+            last: end_id,
             cache: BTreeMap::new(),
             cache_bytes: 0,
             durable_end: end,
@@ -328,14 +337,15 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut batch = Batch::new();
-        let end = {
+        let (end, mark) = {
             let mut state = self.shared.state.lock();
             for entry in entries {
                 let pushed = state.push(self.shared.group, entry, &mut batch);
                 pushed.map_err(|reason| io::Error::new(io::ErrorKind::InvalidData, reason))?;
             }
             state.take_committed(self.shared.group, &mut batch);
-            state.end
+            let mark = state.last.map(|last| (self.shared.group, last.into()));
+            (state.end, mark)
         };
         let shared = Arc::clone(&self.shared);
         let done = move |result: Result<(), super::Poisoned>| {
@@ -348,7 +358,8 @@ impl RaftLogStorage<Types> for LogStore {
             done(Ok(()));
             return Ok(self.shared.writer.submit(batch, Box::new(drop)).await?);
         }
-        self.shared.writer.submit(batch, Box::new(done)).await?;
+        let writer = &self.shared.writer;
+        writer.submit_marked(batch, mark, Box::new(done)).await?;
         Ok(())
     }
 
@@ -379,7 +390,9 @@ impl RaftLogStorage<Types> for LogStore {
         }
         // Waited for, so that no completion of a cut-off append is taken for one of its successor.
         self.shared.writer.write(batch).await?;
-        // Appends that were queued before have completed by now and may have raised it again.
+        // Appends that were queued before have completed by now and may have raised both again.
+        let marks = &self.shared.writer.marks;
+        marks.cut(group, last_log_id.map(Into::into));
         let mut state = self.shared.state.lock();
         state.durable_end = state.durable_end.min(new_end);
         Ok(())

@@ -16,7 +16,7 @@ use openraft::{RaftLogReader as _, StorageError};
 use proptest::prelude::*;
 
 use super::record::{self, CHAIN_START};
-use super::{LogStore, LogWriter};
+use super::{LogStore, LogWriter, Marks};
 use crate::consensus::MachineFactory as _;
 use crate::consensus::keys;
 use crate::consensus::runtime::{Command, CommittedLeaderId, Entry, LogId, Payload, Types, Vote};
@@ -26,6 +26,7 @@ use crate::consensus::tests::toys;
 use crate::seams::{Seams, os};
 
 const GROUP: GroupId = GroupId(3);
+const PIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 fn seams() -> Seams {
     os::seams(RocksOptions::default())
@@ -33,7 +34,9 @@ fn seams() -> Seams {
 
 fn open(storage: &Arc<dyn Storage>) -> LogStore {
     let seams = seams();
-    let writer = LogWriter::start(&seams, Arc::clone(storage));
+    let nowhere = tempfile::tempdir().unwrap();
+    let marks = Marks::open(&seams, nowhere.path(), false);
+    let writer = LogWriter::start(&seams, Arc::clone(storage), marks);
     LogStore::open(GROUP, &seams, Arc::clone(storage), writer, 1 << 16, 1 << 16).unwrap()
 }
 
@@ -55,8 +58,16 @@ impl StoreBuilder<Types, LogStore, StateMachine, tempfile::TempDir> for Builder 
         let machine = toys(&storage).open(GROUP).unwrap();
         let snapshots = SnapshotStore::new(&seams(), dir.path(), u64::MAX);
         let log = open(&storage);
-        let (state, _gone) =
-            StateMachine::open(GROUP, &seams(), storage, machine, snapshots, log.ends()).unwrap();
+        let (state, _gone) = StateMachine::open(
+            GROUP,
+            &seams(),
+            storage,
+            machine,
+            snapshots,
+            log.ends(),
+            PIN,
+        )
+        .unwrap();
         Ok((dir, log, state))
     }
 }

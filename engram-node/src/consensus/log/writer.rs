@@ -8,9 +8,11 @@
 use std::sync::Arc;
 
 use engram_core::planted;
-use engram_core::storage::{Batch, Durability, Storage};
+use engram_core::storage::{Batch, Durability, Storage, StorageError};
+use engram_core::types::GroupId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use super::marks::{Mark, Marks};
 use crate::seams::Seams;
 
 /// Operations that wait for the writer.
@@ -38,6 +40,8 @@ pub type OnDurable = Box<dyn FnOnce(Result<(), Poisoned>) + Send>;
 
 struct Op {
     batch: Batch,
+    /// Where the group's log is when the operation is durable.
+    mark: Option<(GroupId, Mark)>,
     done: OnDurable,
     /// Held until the operation is durable: the bound on waiting data.
     _room: OwnedSemaphorePermit,
@@ -47,23 +51,26 @@ struct Op {
 #[derive(Clone)]
 pub struct LogWriter {
     queue: mpsc::Sender<Op>,
+    pub marks: Marks,
     room: Arc<Semaphore>,
     poison: watch::Receiver<Option<Poisoned>>,
 }
 
 impl LogWriter {
-    pub fn start(seams: &Seams, storage: Arc<dyn Storage>) -> Self {
+    pub fn start(seams: &Seams, storage: Arc<dyn Storage>, marks: Marks) -> Self {
         let (queue, ops) = mpsc::channel(QUEUE_OPS_MAX);
         let (poison_sender, poison) = watch::channel(None);
         let task = Task {
             seams: seams.clone(),
             storage,
+            marks: marks.clone(),
             ops,
             poison: poison_sender,
         };
         seams.spawn("log-writer", task.run());
         Self {
             queue,
+            marks,
             room: Arc::new(Semaphore::new(QUEUE_KIB_MAX as usize)),
             poison,
         }
@@ -74,6 +81,19 @@ impl LogWriter {
     /// # Errors
     /// [`Poisoned`] when a write has failed before. `done` is not called then.
     pub async fn submit(&self, batch: Batch, done: OnDurable) -> Result<(), Poisoned> {
+        self.submit_marked(batch, None, done).await
+    }
+
+    /// As [`Self::submit`]; once durable, the batch brings a group's log to `mark`.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub async fn submit_marked(
+        &self,
+        batch: Batch,
+        mark: Option<(GroupId, Mark)>,
+        done: OnDurable,
+    ) -> Result<(), Poisoned> {
         self.check()?;
         let kib = u32::try_from(batch.bytes() >> 10).unwrap_or(QUEUE_KIB_MAX) + 1;
         let room = Arc::clone(&self.room)
@@ -82,6 +102,7 @@ impl LogWriter {
         let room = room.map_err(|_| self.stopped())?;
         let op = Op {
             batch,
+            mark,
             done,
             _room: room,
         };
@@ -126,9 +147,17 @@ impl LogWriter {
     }
 }
 
+/// Operations that become durable together.
+struct Gathered {
+    batch: Batch,
+    marks: Vec<(GroupId, Mark)>,
+    waiting: Vec<(OnDurable, OwnedSemaphorePermit)>,
+}
+
 struct Task {
     seams: Seams,
     storage: Arc<dyn Storage>,
+    marks: Marks,
     ops: mpsc::Receiver<Op>,
     poison: watch::Sender<Option<Poisoned>>,
 }
@@ -136,8 +165,12 @@ struct Task {
 impl Task {
     async fn run(mut self) {
         while let Some(first) = self.ops.recv().await {
-            let (batch, waiting) = self.gather(first);
-            let result = self.write(batch).await;
+            let Gathered {
+                batch,
+                marks,
+                waiting,
+            } = self.gather(first);
+            let result = self.write(batch, marks).await;
             if let Err(poisoned) = &result {
                 tracing::error!(reason = %poisoned.reason, "log write failed");
                 self.poison.send_replace(Some(poisoned.clone()));
@@ -152,27 +185,41 @@ impl Task {
     }
 
     /// One batch of everything that is waiting, within the bound.
-    fn gather(&mut self, first: Op) -> (Batch, Vec<(OnDurable, OwnedSemaphorePermit)>) {
+    fn gather(&mut self, first: Op) -> Gathered {
+        let mut marks: Vec<_> = first.mark.into_iter().collect();
         let mut batch = first.batch;
         let mut waiting = vec![(first.done, first._room)];
         while batch.bytes() < BATCH_BYTES_MAX
             && let Ok(op) = self.ops.try_recv()
         {
             batch.append(op.batch);
+            marks.extend(op.mark);
             waiting.push((op.done, op._room));
         }
         metrics::gauge!("engram_log_queue_ops").decrement(waiting.len() as f64);
         metrics::histogram!("engram_log_batch_ops").record(waiting.len() as f64);
         metrics::histogram!("engram_log_batch_bytes").record(batch.bytes() as f64);
-        (batch, waiting)
+        Gathered {
+            batch,
+            marks,
+            waiting,
+        }
     }
 
-    async fn write(&self, batch: Batch) -> Result<(), Poisoned> {
-        let storage = Arc::clone(&self.storage);
+    async fn write(&self, batch: Batch, reached: Vec<(GroupId, Mark)>) -> Result<(), Poisoned> {
+        let (storage, marks) = (Arc::clone(&self.storage), self.marks.clone());
         let began = self.seams.clock.monotonic();
         let written = self
             .seams
-            .blocking(move || storage.write(batch, Durability::Sync))
+            .blocking(move || {
+                storage.write(batch, Durability::Sync)?;
+                // After the sync, and never before.
+                marks
+                    .reached(&reached)
+                    .map_err(|error| StorageError::Write {
+                        reason: format!("the marks of the logs: {error}"),
+                    })
+            })
             .await;
         let took = self.seams.clock.monotonic().saturating_sub(began);
         metrics::histogram!("engram_log_sync_seconds").record(took.as_secs_f64());

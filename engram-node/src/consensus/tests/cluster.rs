@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use engram_core::storage::{Family, MemoryStorage, Order, Reader as _, RocksOptions, Storage};
+use engram_core::storage::{
+    Batch, Durability, Family, MemoryStorage, Order, Reader as _, RocksOptions, Storage,
+};
 use engram_core::types::NodeId;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -242,6 +244,24 @@ impl Cluster {
         self.storage(at)
             .scan(Family::Log, &start, &end, Order::Ascending)
             .count()
+    }
+
+    /// Takes the last records out of a killed node's log, as a store does that finds its end damaged,
+    /// and the applied position with them.
+    pub fn lose_log_end(&self, at: NodeId, records: usize) {
+        let (start, end) = (keys::record(GROUP, 0), keys::records_end(GROUP));
+        let storage = self.storage(at);
+        let last: Vec<Box<[u8]>> = storage
+            .scan(Family::Log, &start, &end, Order::Descending)
+            .take(records)
+            .map(|record| record.unwrap().0)
+            .collect();
+        assert_eq!(last.len(), records);
+        let mut batch = Batch::new();
+        last.into_iter()
+            .for_each(|key| batch.delete(Family::Log, key));
+        batch.delete(Family::Metadata, keys::position(GROUP));
+        storage.write(batch, Durability::Sync).unwrap();
     }
 
     pub async fn eventually(&self, what: &str, mut holds: impl FnMut() -> bool) {

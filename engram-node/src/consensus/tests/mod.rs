@@ -2,6 +2,7 @@
 
 mod cluster;
 mod faults;
+mod recovery;
 mod snapshots;
 mod toy;
 

@@ -136,3 +136,80 @@ async fn a_replica_whose_state_got_to_the_disk_before_its_log_goes_on() {
         .await;
     cluster.shutdown().await;
 }
+
+fn snapshot_slowly(config: &mut ConsensusConfig) {
+    snapshot_often(config);
+    config.snapshot_bytes_per_second = 4 << 20;
+}
+
+/// Bytes of a value, so that a snapshot of the keys takes several chunks.
+const LARGE: usize = 64 << 10;
+
+async fn put_large(cluster: &Cluster, leader: NodeId, keys: std::ops::Range<u32>) {
+    for key in keys {
+        let value = key.to_string().repeat(LARGE / 8);
+        cluster
+            .put(leader, &format!("k{key}"), &value)
+            .await
+            .unwrap();
+    }
+}
+
+/// A cluster whose leader is sending a late replica a snapshot, with a part of it on its way.
+async fn sending() -> (Cluster, NodeId, NodeId) {
+    let cluster = Cluster::start_with(3, snapshot_slowly).await;
+    let leader = cluster.leader().await;
+    let late = cluster.others(leader)[0];
+    cluster.kill(late).await;
+    put_large(&cluster, leader, 0..200).await;
+    cluster
+        .eventually("the log was purged", || cluster.log_records(leader) < 150)
+        .await;
+    cluster.restart(late).await;
+    let consensus = cluster.consensus(leader);
+    cluster
+        .eventually("a part was sent", || {
+            consensus.snapshot_bytes_sent(GROUP, late) >= 3 << 20
+        })
+        .await;
+    (cluster, leader, late)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_goes_on_where_its_stream_broke() {
+    let (cluster, leader, late) = sending().await;
+    cluster.cut_off(late);
+    let consensus = cluster.consensus(leader);
+    cluster
+        .eventually("the transfer was given up", || {
+            consensus.snapshot_bytes_sent(GROUP, late) == 0
+        })
+        .await;
+    cluster.reconnect(late);
+    cluster
+        .eventually("the late replica has all", || {
+            (0..200).all(|key| cluster.get(late, &format!("k{key}")).is_some())
+        })
+        .await;
+    let counts = consensus.transfer_counts();
+    assert!(counts.resumed_bytes >= 1 << 20, "{counts:?}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_kept_for_a_snapshot_that_is_being_sent() {
+    let (cluster, leader, late) = sending().await;
+    // Far more than is kept in the log otherwise.
+    put_large(&cluster, leader, 200..400).await;
+    cluster
+        .eventually("the late replica has all", || {
+            (0..400).all(|key| cluster.get(late, &format!("k{key}")).is_some())
+        })
+        .await;
+    let counts = cluster.consensus(leader).transfer_counts();
+    assert_eq!(counts.begun, 1, "a second snapshot was needed: {counts:?}");
+    cluster
+        .eventually("the log is cut again", || cluster.log_records(leader) < 150)
+        .await;
+    cluster.shutdown().await;
+}
