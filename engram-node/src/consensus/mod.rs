@@ -8,6 +8,7 @@
 mod campaign;
 mod codec;
 mod config;
+mod damage;
 mod group;
 mod inspect;
 mod keys;
@@ -33,6 +34,7 @@ use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
 
 pub use config::ConsensusConfig;
+pub use damage::RepairError;
 pub use inspect::{GroupStatus, LogEntryStatus};
 pub use membership::{ChangeError, Members};
 pub use node::Consensus;

@@ -12,6 +12,7 @@ use openraft::errors::{InitializeError, RaftError};
 use parking_lot::{Mutex, RwLock};
 
 use super::config::ConsensusConfig;
+use super::damage::Damages;
 use super::group::{Group, Opened};
 use super::keys;
 use super::log::{LogStore, LogWriter, Marks};
@@ -21,7 +22,9 @@ use super::recovery::Recovery;
 use super::runtime::{PeerNode, Raft};
 use super::snapshot::{SnapshotStore, TransferCounts};
 use super::state::{self, StateMachine};
-use super::{BarrierError, GroupSpec, Leadership, MachineFactory, ProposeError, StartError};
+use super::{
+    BarrierError, GroupSpec, Leadership, MachineError, MachineFactory, ProposeError, StartError,
+};
 use crate::seams::Seams;
 use crate::transport::{Links, LocalNode, Peers, RaftService};
 
@@ -35,23 +38,24 @@ pub(super) struct Inner {
     pub config: ConsensusConfig,
     pub seams: Seams,
     pub snapshots: SnapshotStore,
+    pub damages: Damages,
     /// Snapshots of which a part was received.
     pub parts: Arc<Parts>,
     /// Nodes that were reported lost and not heard from since.
     pub lost: Mutex<BTreeSet<NodeId>>,
     raft_config: Arc<openraft::Config>,
-    storage: Arc<dyn Storage>,
-    machines: Arc<dyn MachineFactory>,
-    writer: LogWriter,
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) machines: Arc<dyn MachineFactory>,
+    pub(super) writer: LogWriter,
     pub(super) links: Links,
-    groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    pub(super) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Groups of which something may be on disk although they do not run: not started yet, or
     /// removed by halves.
     remains: Mutex<BTreeSet<GroupId>>,
     /// Why the last attempt to start a group failed.
-    failed: Mutex<BTreeMap<GroupId, String>>,
+    pub(super) failed: Mutex<BTreeMap<GroupId, String>>,
     /// Held while a group is started or removed: one at a time.
-    admin: tokio::sync::Mutex<()>,
+    pub(super) admin: tokio::sync::Mutex<()>,
 }
 
 impl Consensus {
@@ -70,7 +74,7 @@ impl Consensus {
         let raft_config = config.raft();
         let raft_config = raft_config.map_err(|reason| StartError::Raft { group, reason })?;
         let rate = config.snapshot_bytes_per_second;
-        let snapshots = SnapshotStore::new(&seams, &config.data_dir, rate);
+        let snapshots = SnapshotStore::new(&seams, &config.data_dir, rate, config.log_pin_max);
         let (staging, store) = (snapshots.clone(), Arc::clone(&storage));
         let (reading, dir, before_ack) = (
             seams.clone(),
@@ -94,6 +98,7 @@ impl Consensus {
         let inner = Arc::new(Inner {
             raft_config,
             snapshots,
+            damages: Damages::default(),
             parts: Arc::default(),
             writer: LogWriter::start(&seams, Arc::clone(&storage), marks.clone()),
             links: Links::new(seams.clone(), peers, local),
@@ -376,15 +381,24 @@ impl Inner {
         let (seams, storage) = (self.seams.clone(), Arc::clone(&self.storage));
         let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
         let (writer, cache) = (self.writer.clone(), self.config.cache_bytes_max);
-        let (payload, pin) = (self.config.payload_bytes_max, self.config.log_pin_max);
+        let payload = self.config.payload_bytes_max;
+        let damages = self.damages.clone();
         let work = move || {
+            let machine_error = |error: MachineError| {
+                if let MachineError::Storage(damage) = &error {
+                    damages.note(group, damage);
+                }
+                error.to_string()
+            };
+            let sizes = (cache, payload);
+            let noted = damages.clone();
+            let opened = LogStore::open(group, &seams, Arc::clone(&storage), writer, sizes, noted);
+            let log = opened.map_err(|error| machine_error(error.into()))?;
+            let machine = machines.open(group).map_err(machine_error)?;
+            let (ends, noted) = (log.ends(), damages.clone());
             let opened =
-                LogStore::open(group, &seams, Arc::clone(&storage), writer, cache, payload);
-            let log = opened.map_err(|error| error.to_string())?;
-            let machine = machines.open(group).map_err(|error| error.to_string())?;
-            let ends = log.ends();
-            let opened = StateMachine::open(group, &seams, storage, machine, snapshots, ends, pin);
-            let (state, gone) = opened.map_err(|error| error.to_string())?;
+                StateMachine::open(group, &seams, storage, machine, snapshots, ends, noted);
+            let (state, gone) = opened.map_err(machine_error)?;
             Ok((log, state, gone))
         };
         self.seams.blocking(work).await

@@ -33,6 +33,9 @@ fn failure(kind: Kind, reason: impl std::fmt::Display) -> Body {
     })
 }
 
+/// How long a leader may take to prove that it leads.
+const PROOF_WAIT: Duration = Duration::from_millis(500);
+
 /// Why a request has no answer of its own kind.
 enum Refusal {
     Malformed(wire::Malformed),
@@ -87,7 +90,9 @@ impl Inner {
                 // Of no effect where the group is not led.
                 drop(raft.trigger().allow_next_revert(&from.0, true).await);
                 let last = group.log_end_id().map(wire::log_id);
-                Body::RecoveringAnswer(RaftLogEnd { last })
+                let led = group.leadership().leader == Some(self.config.node);
+                let leads = led && group.read_barrier(PROOF_WAIT).await.is_ok();
+                Body::RecoveringAnswer(RaftLogEnd { last, leads })
             }
             Body::Transfer(request) => {
                 let request = wire::read_transfer(request)?;

@@ -152,7 +152,7 @@ impl Inner {
     async fn announce(&self, group: &Group, recovery: &Recovery, node: NodeId) {
         let last = group.log_end_id().map(wire::log_id);
         let link = self.links.to(node);
-        let asked = Body::Recovering(RaftLogEnd { last });
+        let asked = Body::Recovering(RaftLogEnd { last, leads: false });
         let answer = link.call(group.id, asked, ANNOUNCE_TIMEOUT).await;
         if let Ok(Body::RecoveringAnswer(end)) = answer {
             let last = end.last.map(|id| Mark::from(wire::read_log_id(id)));

@@ -47,6 +47,8 @@ pub struct SnapshotStore {
     /// Told whenever a transfer has ended.
     ended: Arc<Notify>,
     bytes_per_second: u64,
+    /// How long the log is kept for a snapshot that is being sent.
+    log_pin_max: Duration,
 }
 
 /// What is being sent to other nodes.
@@ -118,7 +120,12 @@ impl Drop for Transfer {
 }
 
 impl SnapshotStore {
-    pub fn new(seams: &Seams, data_dir: &Path, bytes_per_second: u64) -> Self {
+    pub fn new(
+        seams: &Seams,
+        data_dir: &Path,
+        bytes_per_second: u64,
+        log_pin_max: Duration,
+    ) -> Self {
         Self {
             seams: seams.clone(),
             snapshots: data_dir.join("snapshots"),
@@ -126,6 +133,7 @@ impl SnapshotStore {
             sending: Arc::default(),
             ended: Arc::default(),
             bytes_per_second: bytes_per_second.max(1),
+            log_pin_max,
         }
     }
 
@@ -187,10 +195,10 @@ impl SnapshotStore {
         metrics::counter!("engram_snapshot_bytes_resumed_total").increment(offset);
     }
 
-    /// Returns when no snapshot of the group is being sent, or `wait` has passed. A new snapshot
+    /// Returns when no snapshot of the group is being sent, or the longest time for it has passed. A new snapshot
     /// would let go of the log between the one that is being sent and itself, and whoever receives
     /// that one would need another at once.
-    pub async fn until_not_sent(&self, group: GroupId, wait: Duration) {
+    pub async fn until_not_sent(&self, group: GroupId) {
         let idle = async {
             loop {
                 let ended = self.ended.notified();
@@ -203,7 +211,7 @@ impl SnapshotStore {
                 ended.await;
             }
         };
-        if self.seams.timeout(wait, idle).await.is_err() {
+        if self.seams.timeout(self.log_pin_max, idle).await.is_err() {
             metrics::counter!("engram_snapshot_pins_expired_total").increment(1);
             tracing::warn!(%group, "the log is not kept any longer for a snapshot that is being sent");
         }

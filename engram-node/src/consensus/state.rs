@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use engram_core::planted;
 use engram_core::storage::{Batch, Durability, Family, Storage, StorageError};
@@ -18,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::codec::{GroupPosition, decode_position, encode_position};
+use super::damage::Damages;
 use super::runtime::{
     Entry, LogId, Payload, Reply, Snapshot, SnapshotMeta, StoredMembership, Types,
 };
@@ -65,8 +65,7 @@ struct Shared {
     storage: Arc<dyn Storage>,
     machine: Arc<dyn Machine>,
     snapshots: SnapshotStore,
-    /// How long the log is kept for a snapshot that is being sent.
-    log_pin_max: Duration,
+    damages: Damages,
     current: Mutex<Option<(SnapshotMeta, SnapshotFile)>>,
     /// Dropped with the last user of the state, which may outlive the Raft core for a moment.
     _gone: oneshot::Sender<()>,
@@ -85,7 +84,7 @@ impl StateMachine {
         machine: Arc<dyn Machine>,
         snapshots: SnapshotStore,
         log: LogEnds,
-        log_pin_max: Duration,
+        damages: Damages,
     ) -> Result<(Self, oneshot::Receiver<()>), MachineError> {
         let stored = storage.get(Family::Metadata, &keys::position(group))?;
         let mut position = match stored {
@@ -116,7 +115,7 @@ impl StateMachine {
             storage,
             machine,
             snapshots,
-            log_pin_max,
+            damages,
             current,
             _gone,
         };
@@ -175,6 +174,9 @@ impl Shared {
                 position.membership = StoredMembership::new(Some(log_id), membership.clone());
             }
             let reply = self.apply(&payload, position).inspect_err(|error| {
+                if let MachineError::Storage(damage) = error {
+                    self.damages.note(self.group, damage);
+                }
                 tracing::error!(group = %self.group, %log_id, %error, "cannot apply an entry");
             })?;
             if let Some(responder) = responder {
@@ -357,8 +359,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
             .ok_or_else(|| io::Error::other("already built"))?;
         let mut source = source.map_err(machine_error)?;
         // openraft cuts the log when this one is there, not before.
-        let (group, wait) = (self.shared.group, self.shared.log_pin_max);
-        self.shared.snapshots.until_not_sent(group, wait).await;
+        self.shared
+            .snapshots
+            .until_not_sent(self.shared.group)
+            .await;
         if planted!("snapshot-taken-late") {
             source = self.shared.machine.snapshot().map_err(machine_error)?;
         }

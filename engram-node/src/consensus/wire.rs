@@ -189,6 +189,7 @@ pub fn transfer_answer(answer: &TransferLeaderResponse<Types>) -> RaftTransferAn
         Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
             TransferAnswer::NotFlushed(RaftLogEnd {
                 last: actual.map(log_id),
+                leads: true,
             })
         }
     };

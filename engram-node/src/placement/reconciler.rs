@@ -40,6 +40,8 @@ pub enum Step {
     Leave(GroupId),
     /// The group is gone.
     Remove(GroupId),
+    /// The replica's records are damaged: it begins anew, and the others bring it back.
+    Repair(GroupSpec),
     /// Propose the creation of a partition to a group that this node leads.
     Create {
         group: GroupId,
@@ -68,6 +70,8 @@ pub struct Running {
     pub orphaned: BTreeSet<GroupId>,
     /// Groups that do not run, but of which something may be on disk.
     pub remains: BTreeSet<GroupId>,
+    /// Groups whose replica here stopped because its records are damaged.
+    pub damaged: BTreeSet<GroupId>,
 }
 
 /// The steps from what runs here to what the map says.
@@ -75,6 +79,13 @@ pub struct Running {
 pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
     let mut steps = Vec::new();
     for group in map.groups.values().filter(|it| it.hosts().contains(&local)) {
+        if running.damaged.contains(&group.id) {
+            // Alone there is nobody who could bring it back.
+            if group.hosts().len() > 1 {
+                steps.push(Step::Repair(hosts_spec(map, group)));
+            }
+            continue;
+        }
         let leader = running.groups.get(&group.id);
         let orphaned = running.orphaned.contains(&group.id) && may_found(map, group, local);
         if leader.is_none() || orphaned {
@@ -129,6 +140,19 @@ fn spec(map: &ClusterMap, group: &GroupRecord, bootstrap: bool) -> GroupSpec {
         group: group.id,
         voters: group.founders.iter().filter_map(address).collect(),
         bootstrap,
+    }
+}
+
+/// A group with all that may be its members now.
+fn hosts_spec(map: &ClusterMap, group: &GroupRecord) -> GroupSpec {
+    let address = |node: &NodeId| {
+        let record = map.nodes.get(node)?;
+        Some((*node, record.peer_address.clone()))
+    };
+    GroupSpec {
+        group: group.id,
+        voters: group.hosts().iter().filter_map(address).collect(),
+        bootstrap: false,
     }
 }
 
@@ -225,6 +249,7 @@ impl Reconciler {
         }
         leaderless.retain(|group, _| running.groups.contains_key(group));
         running.remains = self.consensus.remains().into_iter().collect();
+        running.damaged = self.consensus.damaged().into_iter().collect();
         running
     }
 
@@ -237,6 +262,15 @@ impl Reconciler {
         match step {
             Step::Start(spec) if failed_lately(&spec.group) => {}
             Step::Remove(group) if failed_lately(&group) => {}
+            Step::Repair(spec) if failed_lately(&spec.group) => {}
+            Step::Repair(spec) => {
+                let group = spec.group;
+                // Whatever comes of it, the next attempt waits.
+                memory.failed.insert(group, now);
+                if let Err(error) = self.consensus.repair_group(&spec).await {
+                    tracing::error!(group = group.0, %error, "damaged replica not repaired");
+                }
+            }
             Step::Start(spec) => {
                 let group = spec.group;
                 // The next attempt to bootstrap has to wait for its turn again.
@@ -501,6 +535,18 @@ mod tests {
         apply(&mut map, &finish).outcome.expect("ended");
         assert_eq!(steps(&map, ME, &at), [Step::Leave(group)]);
         assert_eq!(steps(&map, NodeId(3), &at_three), []);
+    }
+
+    #[test]
+    fn a_damaged_replica_is_repaired_where_others_have_one() {
+        let mut at = running(&[(1, None, &[1]), (2, Some(2), &[2]), (3, Some(1), &[3])]);
+        at.damaged = BTreeSet::from([GroupId(1), GroupId(3)]);
+        let map = map();
+        assert_eq!(
+            steps(&map, ME, &at),
+            [Step::Repair(hosts_spec(&map, &map.groups[&GroupId(1)]))],
+            "group 3 has no other replica"
+        );
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Mark {
 impl From<LogId> for Mark {
     fn from(id: LogId) -> Self {
         Self {
-            term: *id.committed_leader_id(),
+            term: id.leader_id.term,
             index: id.index,
         }
     }
@@ -130,18 +130,21 @@ impl Marks {
         if marks.is_empty() {
             return Ok(());
         }
-        {
-            let mut held = self.shared.marks.lock();
-            for (group, mark) in marks {
-                let held = held.entry(*group).or_insert(*mark);
-                *held = (*held).max(*mark);
-            }
+        for (group, mark) in marks {
+            self.raise(*group, *mark);
         }
         if self.shared.before_ack {
             return self.save();
         }
         self.shared.changed.notify_one();
         Ok(())
+    }
+
+    /// The log had been there at least. To be saved by the caller.
+    pub fn raise(&self, group: GroupId, mark: Mark) {
+        let mut held = self.shared.marks.lock();
+        let held = held.entry(group).or_insert(mark);
+        *held = (*held).max(mark);
     }
 
     /// The log's end was cut off on purpose: it ends there now.

@@ -73,7 +73,10 @@ impl Shared {
                     Ok(read) => (entries, bytes) = read,
                     // What was purged meanwhile is no longer wanted.
                     Err(_) if self.state.lock().first > plan.stored.start => continue,
-                    Err(error) => return Err(io::Error::other(error)),
+                    Err(error) => {
+                        self.damages.note(self.group, &error);
+                        return Err(io::Error::other(error));
+                    }
                 }
                 if (entries.len() as u64) < plan.stored.end - plan.stored.start {
                     return Ok(entries);

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{self, CHAIN_START, Header};
 use super::writer::LogWriter;
 use crate::consensus::codec::{LogIdRecord, VoteRecord, corrupt, unversioned, versioned};
+use crate::consensus::damage::Damages;
 use crate::consensus::keys;
 use crate::consensus::runtime::{Entry, LogId, Types, Vote};
 use crate::consensus::state::LogEnds;
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     cache_bytes_max: usize,
     /// Bytes of entries that one replication message takes before it is closed.
     pub payload_bytes_max: usize,
+    pub damages: Damages,
     pub state: Mutex<State>,
 }
 
@@ -72,7 +74,7 @@ struct PurgeMark {
 }
 
 impl LogStore {
-    /// Blocks while it reads the ends of the log.
+    /// Blocks while it reads the ends of the log. The sizes are those of the cache and of a message.
     ///
     /// # Errors
     /// When the store cannot be read, or what it holds is damaged.
@@ -81,8 +83,8 @@ impl LogStore {
         seams: &Seams,
         storage: Arc<dyn Storage>,
         writer: LogWriter,
-        cache_bytes_max: usize,
-        payload_bytes_max: usize,
+        (cache_bytes_max, payload_bytes_max): (usize, usize),
+        damages: Damages,
     ) -> Result<Self, StorageError> {
         let state = Mutex::new(State::load(group, storage.as_ref())?);
         let seams = seams.clone();
@@ -93,6 +95,7 @@ impl LogStore {
             writer,
             cache_bytes_max,
             payload_bytes_max,
+            damages,
             state,
         };
         Ok(Self {

@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use super::record::{self, CHAIN_START};
 use super::{LogStore, LogWriter, Marks};
 use crate::consensus::MachineFactory as _;
+use crate::consensus::damage::Damages;
 use crate::consensus::keys;
 use crate::consensus::runtime::{Command, CommittedLeaderId, Entry, LogId, Payload, Types, Vote};
 use crate::consensus::snapshot::SnapshotStore;
@@ -37,7 +38,8 @@ fn open(storage: &Arc<dyn Storage>) -> LogStore {
     let nowhere = tempfile::tempdir().unwrap();
     let marks = Marks::open(&seams, nowhere.path(), false);
     let writer = LogWriter::start(&seams, Arc::clone(storage), marks);
-    LogStore::open(GROUP, &seams, Arc::clone(storage), writer, 1 << 16, 1 << 16).unwrap()
+    let (sizes, damages) = ((1 << 16, 1 << 16), Damages::default());
+    LogStore::open(GROUP, &seams, Arc::clone(storage), writer, sizes, damages).unwrap()
 }
 
 fn memory() -> (MemoryStorage, Arc<dyn Storage>) {
@@ -56,18 +58,12 @@ impl StoreBuilder<Types, LogStore, StateMachine, tempfile::TempDir> for Builder 
         let dir = tempfile::tempdir().unwrap();
         let storage = (self.store)(dir.path().join("store"));
         let machine = toys(&storage).open(GROUP).unwrap();
-        let snapshots = SnapshotStore::new(&seams(), dir.path(), u64::MAX);
+        let snapshots = SnapshotStore::new(&seams(), dir.path(), u64::MAX, PIN);
         let log = open(&storage);
-        let (state, _gone) = StateMachine::open(
-            GROUP,
-            &seams(),
-            storage,
-            machine,
-            snapshots,
-            log.ends(),
-            PIN,
-        )
-        .unwrap();
+        let (ends, damages) = (log.ends(), Damages::default());
+        let (state, _gone) =
+            StateMachine::open(GROUP, &seams(), storage, machine, snapshots, ends, damages)
+                .unwrap();
         Ok((dir, log, state))
     }
 }

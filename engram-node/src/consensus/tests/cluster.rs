@@ -135,14 +135,16 @@ impl Cluster {
         self.try_start_group(id, bootstrap).await.unwrap();
     }
 
-    pub async fn try_start_group(&self, id: NodeId, bootstrap: bool) -> Result<(), StartError> {
-        let voters = self.voters.lock().clone();
-        let spec = GroupSpec {
+    pub fn spec(&self, bootstrap: bool) -> GroupSpec {
+        GroupSpec {
             group: GROUP,
-            voters,
+            voters: self.voters.lock().clone(),
             bootstrap,
-        };
-        self.consensus(id).start_group(&spec).await
+        }
+    }
+
+    pub async fn try_start_group(&self, id: NodeId, bootstrap: bool) -> Result<(), StartError> {
+        self.consensus(id).start_group(&self.spec(bootstrap)).await
     }
 
     /// Restarts a killed node from its store after a crash that lost all that was not synced.

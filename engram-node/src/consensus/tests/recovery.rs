@@ -1,12 +1,13 @@
 //! Logs that lost their end although it had been on disk.
 
+use engram_core::storage::{Damage, Family};
 use engram_core::types::NodeId;
 use engram_proto::peer::raft_message::Body;
 use engram_proto::peer::{RaftLogId, RaftVote, RaftVoteRequest};
 
 use super::GROUP;
 use super::cluster::Cluster;
-use crate::consensus::ConsensusConfig;
+use crate::consensus::{ConsensusConfig, RepairError};
 use crate::transport::RaftHandler as _;
 
 fn marked(config: &mut ConsensusConfig) {
@@ -25,8 +26,8 @@ fn has(cluster: &Cluster, node: NodeId, keys: u32) -> bool {
 }
 
 /// Whether `voter` would vote for a candidate of a far term whose log ends at `last`.
-async fn votes_for(cluster: &Cluster, voter: NodeId, from: NodeId, last: (u64, u64, u64)) -> bool {
-    let (term, leader, index) = last;
+async fn votes_for(cluster: &Cluster, voter: NodeId, from: NodeId, last: (u64, u64)) -> bool {
+    let (term, index) = last;
     let request = Body::PreVote(RaftVoteRequest {
         vote: Some(RaftVote {
             term: 1_000,
@@ -95,9 +96,9 @@ async fn a_short_log_does_not_elect_who_lacks_what_it_lost() {
     cluster.lose_log_end(short, 10);
     cluster.restart(short).await;
     cluster.restart(behind).await;
-    let lacking = (term, leader.0, end - 10);
+    let lacking = (term, end - 10);
     assert!(!votes_for(&cluster, short, behind, lacking).await);
-    let ahead = (term, leader.0, end);
+    let ahead = (term, end);
     assert!(
         !votes_for(&cluster, short, leader, ahead).await,
         "not before all have told"
@@ -132,5 +133,51 @@ async fn what_all_have_lost_does_not_stop_the_group_for_ever() {
     }
     let next = cluster.leader().await;
     put(&cluster, next, 20..25).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_replica_begins_anew_once_a_leader_has_all() {
+    let cluster = Cluster::start_with(3, marked).await;
+    let leader = cluster.leader().await;
+    let [damaged, other] = cluster.others(leader)[..] else {
+        panic!("three nodes");
+    };
+    put(&cluster, leader, 0..20).await;
+    cluster
+        .eventually("all follow", || has(&cluster, damaged, 20))
+        .await;
+    cluster.kill(damaged).await;
+    let keys = cluster.storage(damaged).keys_on_disk(Family::Log);
+    let last = keys.iter().rev().find(|key| key.len() == 17).unwrap();
+    let storage = cluster.storage(damaged);
+    assert!(storage.damage(Family::Log, last, Damage::Unreadable));
+    cluster.reopen(damaged).await;
+    cluster.try_start_group(damaged, false).await.unwrap_err();
+    let consensus = cluster.consensus(damaged);
+    assert_eq!(consensus.damaged(), [GROUP]);
+
+    // The others have no majority without each other: nothing may be deleted.
+    cluster.kill(other).await;
+    let refused = consensus.repair_group(&cluster.spec(false)).await;
+    assert!(
+        matches!(refused, Err(RepairError::NoLeader { .. })),
+        "{refused:?}"
+    );
+    assert!(cluster.storage(damaged).keys_on_disk(Family::Log).len() >= 20);
+
+    cluster.restart(other).await;
+    let leader = cluster.leader_among(&[leader, other]).await;
+    put(&cluster, leader, 20..25).await;
+    let spec = cluster.spec(false);
+    consensus.repair_group(&spec).await.unwrap();
+    assert!(consensus.damaged().is_empty());
+    cluster
+        .eventually("it has all again", || has(&cluster, damaged, 25))
+        .await;
+    // It votes again: with the other one gone there is a majority.
+    cluster.kill(other).await;
+    let next = cluster.leader_among(&[leader, damaged]).await;
+    put(&cluster, next, 25..30).await;
     cluster.shutdown().await;
 }

@@ -1,0 +1,180 @@
+//! Replicas whose records are damaged, and their repair: log and state are deleted, and the replica
+//! begins anew as one whose log has lost its end ([`super::recovery`]).
+//!
+//! What must hold: nothing is deleted before another member has proved that it leads the group with a
+//! majority, since that majority has all that was ever committed, and this replica, which is stopped, is
+//! not part of it. The vote stays, so that nobody gets a second one in the same term; and so does the
+//! mark, so that the replica votes for nobody before it has again what it once acknowledged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engram_core::storage::{Batch, Family, Order, Storage, StorageError};
+use engram_core::types::{GroupId, NodeId};
+use engram_proto::peer::RaftLogEnd;
+use engram_proto::peer::raft_message::Body;
+use parking_lot::Mutex;
+
+use super::log::{Header, Mark};
+use super::runtime::LogId;
+use super::{Consensus, GroupSpec, Inner, StartError, keys, state};
+
+/// How long a member may take to prove that it leads.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The replicas of a node that met damaged records. Clones share it.
+#[derive(Clone, Default)]
+pub struct Damages {
+    groups: Arc<Mutex<BTreeMap<GroupId, String>>>,
+}
+
+impl Damages {
+    /// Notes a failure, if it is damage. A failed disk or an entry of a newer version is none.
+    pub fn note(&self, group: GroupId, error: &StorageError) {
+        if matches!(error, StorageError::Corrupt { .. }) {
+            let mut groups = self.groups.lock();
+            groups.entry(group).or_insert_with(|| error.to_string());
+        }
+    }
+
+    fn forget(&self, group: GroupId) {
+        self.groups.lock().remove(&group);
+    }
+
+    fn list(&self) -> Vec<GroupId> {
+        self.groups.lock().keys().copied().collect()
+    }
+}
+
+/// Why a replica was not repaired: to be tried again.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RepairError {
+    #[error("no other member has proved that it leads group {group}")]
+    NoLeader { group: GroupId },
+    #[error("what is left of group {group} cannot be told: {reason}")]
+    Unreadable { group: GroupId, reason: String },
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl Consensus {
+    /// Groups whose replica here met damaged records, and does not run because of it.
+    #[must_use]
+    pub fn damaged(&self) -> Vec<GroupId> {
+        let inner = &self.inner;
+        let stopped = |group: &GroupId| match inner.group(*group) {
+            Some(running) => running.stopped().is_some(),
+            None => true,
+        };
+        inner.damages.list().into_iter().filter(stopped).collect()
+    }
+
+    /// Deletes what a damaged replica has, but for its vote and its mark, and starts it empty: the
+    /// others bring it back. `spec` names all members that there may be.
+    ///
+    /// # Errors
+    /// See [`RepairError`]; nothing was deleted when no leader was found.
+    pub async fn repair_group(&self, spec: &GroupSpec) -> Result<(), RepairError> {
+        let group = spec.group;
+        let inner = &self.inner;
+        inner.find_leader(spec).await?;
+        {
+            let _admin = inner.admin.lock().await;
+            let running = inner.group(group);
+            if let Some(running) = &running {
+                running.stop("its records are damaged").await;
+            }
+            inner.groups.write().remove(&group);
+            inner.wipe(group).await?;
+            inner.damages.forget(group);
+            inner.failed.lock().remove(&group);
+        }
+        metrics::counter!("engram_replicas_repaired_total").increment(1);
+        tracing::warn!(%group, "a damaged replica begins anew: the others bring it back");
+        let spec = GroupSpec {
+            bootstrap: false,
+            ..spec.clone()
+        };
+        Ok(self.start_group(&spec).await?)
+    }
+}
+
+impl Inner {
+    /// Asks the other members until one has proved that it leads.
+    async fn find_leader(&self, spec: &GroupSpec) -> Result<NodeId, RepairError> {
+        let group = spec.group;
+        for (node, address) in &spec.voters {
+            if *node == self.config.node {
+                continue;
+            }
+            self.links.peers().suggest_address(*node, address);
+            let asked = Body::Recovering(RaftLogEnd::default());
+            let answer = self.links.to(*node).call(group, asked, PROOF_TIMEOUT).await;
+            if let Ok(Body::RecoveringAnswer(end)) = answer
+                && end.leads
+            {
+                return Ok(*node);
+            }
+        }
+        Err(RepairError::NoLeader { group })
+    }
+
+    /// Deletes log, state and snapshots of a stopped group; its vote and its mark stay.
+    async fn wipe(&self, group: GroupId) -> Result<(), RepairError> {
+        let unreadable = |reason: String| RepairError::Unreadable { group, reason };
+        let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
+        let (storage, marks) = (Arc::clone(&self.storage), self.writer.marks.clone());
+        let work = move || {
+            // Who cannot tell whom it voted for must not come back under the same name.
+            let vote = storage.get(Family::Log, &keys::vote(group));
+            let vote = vote.map_err(|error| error.to_string())?;
+            if let Some(end) = last_readable(group, &*storage) {
+                // In memory, also when the file cannot be written.
+                marks.raise(group, end);
+            }
+            marks.save().map_err(|error| error.to_string())?;
+            machines.destroy(group).map_err(|error| error.to_string())?;
+            let mut batch = Batch::new();
+            state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;
+            if let Some(vote) = vote {
+                batch.put(Family::Log, keys::vote(group), vote);
+            }
+            Ok(batch)
+        };
+        let batch = self.seams.blocking(work).await.map_err(unreadable)?;
+        let written = self.writer.write(batch).await;
+        written.map_err(|poisoned| unreadable(poisoned.to_string()))
+    }
+}
+
+/// The position of the last record that can be read, or of the purge mark.
+fn last_readable(group: GroupId, storage: &dyn Storage) -> Option<Mark> {
+    let (start, end) = (keys::record(group, 0), keys::records_end(group));
+    let mut records = storage.scan(Family::Log, &start, &end, Order::Descending);
+    let header = records.find_map(|record| Header::read(&record.ok()?.1));
+    header.map(|header| Mark::from(LogId::from(header.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_damage_counts_as_damage() {
+        let damages = Damages::default();
+        let write = StorageError::Write {
+            reason: "no space".into(),
+        };
+        damages.note(GroupId(1), &write);
+        assert!(damages.list().is_empty());
+        let corrupt = StorageError::Corrupt {
+            what: "a record".into(),
+            reason: "a bit".into(),
+        };
+        damages.note(GroupId(1), &corrupt);
+        assert_eq!(damages.list(), [GroupId(1)]);
+        damages.forget(GroupId(1));
+        assert!(damages.list().is_empty());
+    }
+}
