@@ -91,7 +91,7 @@ fn write_history(storage: &MemoryStorage) {
     let partition = Partition::create(shared, P, config(), SlotRange::ALL, &mut batch);
     storage.write(batch, Durability::Sync).expect("writes");
     let mut counter = 0;
-    let mut apply = |command: PartitionCommand| {
+    let apply = |command: PartitionCommand| {
         let bytes = format!("{command:?}").into_bytes();
         partition
             .apply_durably(&command, &bytes, Batch::new())
