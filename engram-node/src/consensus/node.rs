@@ -100,7 +100,7 @@ impl Consensus {
             snapshots,
             damages: Damages::default(),
             parts: Arc::default(),
-            writer: LogWriter::start(&seams, Arc::clone(&storage), marks.clone()),
+            writer: LogWriter::start(&seams, Arc::clone(&storage), marks),
             links: Links::new(seams.clone(), peers, local),
             config,
             seams,

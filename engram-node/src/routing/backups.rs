@@ -160,6 +160,7 @@ impl Backups {
             let mut views = self.inner.views.lock();
             if query.close {
                 views.pinned.remove(&query.view);
+                views.let_go_of_idle(self.inner.seams.clock.monotonic());
                 return Ok(gone);
             }
             let found = views.pinned.get_mut(&query.view);

@@ -58,7 +58,7 @@ impl Services {
     ) -> Result<Answers<v1::BackUpEvent>, Failure> {
         let hashes = request.known.len().div_ceil(32);
         super::input::at_most("known chunks", "chunks", hashes, KNOWN_CHUNKS_MAX)?;
-        if request.known.len() % 32 != 0 {
+        if !request.known.len().is_multiple_of(32) {
             return Err(InputError::Missing("a part of a known chunk's hash").into());
         }
         let space = self.space(&request.space, deadline).await?;

@@ -129,10 +129,11 @@ fn backup_id(text: &str) -> Result<BackupId, Failure> {
     })
 }
 
-/// All manifests, the newest last; those that cannot be read with the reason.
-fn manifests(
-    repository: &dyn Repository,
-) -> Result<Vec<(BackupId, Result<Manifest, RepositoryError>)>, Failure> {
+/// A manifest, or why it cannot be read.
+type Listed = (BackupId, Result<Manifest, RepositoryError>);
+
+/// All manifests, the newest last.
+fn manifests(repository: &dyn Repository) -> Result<Vec<Listed>, Failure> {
     let ids = repository.backups()?.into_iter();
     Ok(ids
         .map(|id| {
