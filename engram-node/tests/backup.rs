@@ -112,7 +112,11 @@ impl Rig {
         let memories = (0..MEMORIES).map(|n| v1::Memory {
             id: format!("m{n}"),
             content: format!("content {n}").repeat((n % 50) as usize),
-            embedding: if n % 7 == 0 { Vec::new() } else { row(n) },
+            embedding: if n.is_multiple_of(7) {
+                Vec::new()
+            } else {
+                row(n)
+            },
             labels: vec![format!("l{}", n % 3)],
             properties: [("n".to_owned(), number(n as f64))].into(),
             confidence: Some(0.5),

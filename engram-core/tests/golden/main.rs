@@ -102,7 +102,7 @@ fn write_history(storage: &MemoryStorage) {
         PartitionCommand::Write(Write {
             client: ClientId([9; 16]),
             counter,
-            retried: counter % 3 == 0,
+            retried: u64::is_multiple_of(counter, 3),
             stamp: Hlc::from_millis(1_000 + counter),
             ops: (0..).zip(ops).collect(),
         })

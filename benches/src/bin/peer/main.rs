@@ -99,7 +99,7 @@ async fn compare(args: &Args, seams: &Seams, directory: &Path) -> anyhow::Result
     let (mut rounds, mut ratios) = (Vec::new(), Vec::new());
     for number in 0..args.rounds {
         // Who begins alternates.
-        let (ours, theirs) = if number % 2 == 0 {
+        let (ours, theirs) = if number.is_multiple_of(2) {
             let ours = load_engram(&engram, args, seams, number).await?;
             (ours, etcd.load(args, seams, number).await?)
         } else {
