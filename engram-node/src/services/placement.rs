@@ -12,7 +12,7 @@ use futures::future::join_all;
 
 use super::Services;
 use super::failure::{Failure, InputError};
-use super::spaces::{api_space, in_range};
+use super::spaces::{api_space_of, in_range};
 use crate::control::{
     ClusterMap, ControlCommand, ControlOutcome, ControlRefusal, GroupRecord, MoveCause, NewMove,
     NodeState, PartitionRecord,
@@ -190,7 +190,7 @@ impl Services {
             altered.replicas = replicas;
         }
         Ok(v1::AlterSpaceResponse {
-            space: Some(api_space(&altered)),
+            space: Some(api_space_of(&altered)),
             moves: api_moves(&map, &sizes, &moves),
             blocked: api_blocked(&map, &blocked),
         })

@@ -33,9 +33,6 @@ impl Services {
         self.router().seams().entropy.fill(&mut seed);
         let config = config_of(&request, u64::from_le_bytes(seed))?;
         let map = self.router().map();
-        if !request.if_not_exists && map.space(&request.name).is_some() {
-            return Err(exists(&request.name));
-        }
         let liveness = self.inner.membership.view();
         let partitions = request.partitions.max(1);
         let replicas = match request.replicas {
@@ -46,50 +43,73 @@ impl Services {
         in_range("partitions", partitions, 1, PARTITIONS_MAX)?;
         in_range("replicas", replicas, 1, REPLICAS_MAX)?;
         let placement = plan_space(&map, &liveness, partitions, replicas)?;
-        let level_seed = config.index.level_seed;
-        let command = ControlCommand::CreateSpace(NewSpace {
+        let wanted = NewSpace {
             config,
             replicas,
             placement,
-        });
-        self.create_when_free(&request.name, command, deadline)
-            .await?;
-        let space = self.space(&request.name, deadline).await?;
-        // The seed is this call's own: with another one, the space was there before.
-        if !request.if_not_exists && space.config.index.level_seed != level_seed {
+        };
+        let (id, existed) = self.create_when_free(&wanted, deadline).await?;
+        if existed && !request.if_not_exists {
             return Err(exists(&request.name));
         }
-        self.wait_ready(&space, deadline).await;
-        Ok(api_space(&space))
+        // Not by its name: this node's map may be behind, and know an earlier space under it.
+        let ready = self.router().deadline(self.ready_wait(deadline));
+        if self
+            .wait_for_map(ready, |map| map.spaces.contains_key(&id))
+            .await
+            && let Some(space) = self.router().map().spaces.get(&id)
+        {
+            self.wait_ready(space, deadline).await;
+        }
+        let partitions = wanted.placement.len();
+        let config = SpaceConfig {
+            space: id,
+            ..wanted.config
+        };
+        Ok(api_space(&config, partitions, replicas))
     }
 
-    /// Executes the creation once no dropped space has the name any more.
+    /// Executes the creation once no dropped space has the name any more; the space's id, and
+    /// whether it was there before.
     async fn create_when_free(
         &self,
-        name: &str,
-        command: ControlCommand,
+        wanted: &NewSpace,
         deadline: Deadline,
-    ) -> Result<(), Failure> {
+    ) -> Result<(SpaceId, bool), Failure> {
+        let name = wanted.config.name.as_str();
+        let command = ControlCommand::CreateSpace(wanted.clone());
         loop {
             let wait = deadline.left(self.router().seams());
             let reply = self.inner.controls.execute(command.clone(), wait).await?;
             match reply.outcome {
+                // The seed is this call's own: with another one, the space was there before.
+                Ok(ControlOutcome::SpaceCreated { space, existed }) => {
+                    return Ok((space, existed));
+                }
                 Err(ControlRefusal::SpaceBeingDropped { .. })
                     if self
                         .wait_for_map(deadline, |map| {
                             map.index >= reply.index && map.being_dropped(name).is_none()
                         })
                         .await => {}
-                outcome => return Ok(outcome.map(drop)?),
+                Ok(_) => {
+                    return Err(Failure::Internal(
+                        "a creation was answered with else".into(),
+                    ));
+                }
+                Err(refusal) => return Err(refusal.into()),
             }
         }
+    }
+
+    fn ready_wait(&self, deadline: Deadline) -> Duration {
+        deadline.left(self.router().seams()).min(READY_WAIT) * 9 / 10
     }
 
     /// Gives the partitions time to get their primaries, so that the first write finds them. It is
     /// a courtesy: writes wait by themselves.
     async fn wait_ready(&self, space: &SpaceRecord, deadline: Deadline) {
-        let wait = deadline.left(self.router().seams()).min(READY_WAIT);
-        let ready = self.router().deadline(wait * 9 / 10);
+        let ready = self.router().deadline(self.ready_wait(deadline));
         let query = ReadQuery {
             query: Some(Query::Status(StatusQuery {})),
         };
@@ -104,7 +124,7 @@ impl Services {
     pub(super) fn list_spaces(&self) -> v1::ListSpacesResponse {
         let map = self.router().map();
         v1::ListSpacesResponse {
-            spaces: map.spaces.values().map(api_space).collect(),
+            spaces: map.spaces.values().map(api_space_of).collect(),
         }
     }
 
@@ -131,7 +151,7 @@ impl Services {
                 .unwrap_or_default()
         };
         Ok(v1::DescribeSpaceResponse {
-            space: Some(api_space(&space)),
+            space: Some(api_space_of(&space)),
             memories: partitions
                 .iter()
                 .map(|partition| newest(partition).memories)
@@ -230,15 +250,18 @@ fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig,
 }
 
 /// A space as the API shows it.
-pub fn api_space(space: &SpaceRecord) -> v1::Space {
-    let config = &space.config;
+pub fn api_space_of(space: &SpaceRecord) -> v1::Space {
+    api_space(&space.config, space.partitions.len(), space.replicas)
+}
+
+fn api_space(config: &SpaceConfig, partitions: usize, replicas: u32) -> v1::Space {
     v1::Space {
         id: config.space.0,
         name: config.name.clone(),
         dimension: config.dimension,
         metric: v1::Metric::from(config.metric).into(),
-        partitions: space.partitions.len() as u32,
-        replicas: space.replicas,
+        partitions: partitions as u32,
+        replicas,
         m: config.index.m,
         ef_construction: config.index.ef_construction,
         embedding_model: config.embedding_model.clone(),

@@ -27,11 +27,18 @@ enum State {
 #[derive(Default)]
 struct Name<'a> {
     state: State,
+    /// The space that the name was last known to stand for.
+    id: Option<u64>,
     /// What was written for sure since the space was last made.
     written: BTreeMap<&'a str, &'a str>,
+    /// Acknowledged while the name stood for `id`, and while that was not clear.
     acknowledged: BTreeSet<&'a str>,
+    unplaced: BTreeSet<&'a str>,
     /// Written before that: must not be seen again.
     earlier: BTreeSet<&'a str>,
+    /// Drops and creations without an answer: each may happen once, however late.
+    open_drops: u32,
+    open_creations: u32,
 }
 
 pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
@@ -73,18 +80,30 @@ impl<'a> Name<'a> {
                     ..
                 },
             ) => {
-                if self.state != State::Exists(*id) {
-                    self.renew();
+                if self.state == State::Gone && self.id == Some(*id) {
+                    wrong("it was dropped".into());
                 }
+                if self.id != Some(*id) {
+                    // What is not known to be of the last space may be of this one.
+                    self.written.clear();
+                    self.earlier.append(&mut self.acknowledged);
+                }
+                self.id = Some(*id);
                 self.state = State::Exists(*id);
             }
             (Op::DropSpace, Outcome::Acked { .. }) => {
-                self.renew();
+                self.written.clear();
+                self.earlier.append(&mut self.acknowledged);
+                self.earlier.append(&mut self.unplaced);
                 self.state = State::Gone;
             }
-            (Op::CreateSpace | Op::DropSpace, Outcome::Unknown(_)) => {
-                self.state = State::Unclear;
-                self.written.clear();
+            (Op::CreateSpace, Outcome::Unknown(_)) => {
+                self.open_creations += 1;
+                self.lose_sight();
+            }
+            (Op::DropSpace, Outcome::Unknown(_)) => {
+                self.open_drops += 1;
+                self.lose_sight();
             }
             (
                 Op::DescribeSpace,
@@ -94,20 +113,26 @@ impl<'a> Name<'a> {
                 },
             ) => match self.state {
                 State::Exists(known) if known != *id => {
-                    wrong(format!("it was made as {known}"));
+                    if !(self.dropped_late() && self.created_late()) {
+                        wrong(format!("it was made as {known}"));
+                    }
                 }
-                State::Gone if in_audit => wrong("it was dropped".into()),
+                State::Gone if in_audit && !self.created_late() => wrong("it was dropped".into()),
                 _ => {}
             },
             (Op::DescribeSpace, Outcome::Refused(code))
                 if code == UNKNOWN_SPACE && in_audit && matches!(self.state, State::Exists(_)) =>
             {
-                wrong("it was made, and not dropped".into());
+                if !self.dropped_late() {
+                    wrong("it was made, and not dropped".into());
+                }
             }
             (Op::Remember { id, value, .. }, Outcome::Acked { .. }) => {
-                self.acknowledged.insert(value);
                 if matches!(self.state, State::Exists(_)) {
+                    self.acknowledged.insert(value);
                     self.written.insert(id, value);
+                } else {
+                    self.unplaced.insert(value);
                 }
             }
             // It may come later, and then into a later space of that name.
@@ -123,20 +148,46 @@ impl<'a> Name<'a> {
                     answer: Answer::Got(found),
                     ..
                 },
-            ) => self.check_read(id, found.as_ref(), &mut wrong),
+            ) => {
+                let found = found.as_ref().map(|(_, value)| value.as_str());
+                self.check_read(id, found, &mut wrong);
+            }
             _ => {}
         }
     }
 
-    fn renew(&mut self) {
+    fn lose_sight(&mut self) {
+        self.state = State::Unclear;
         self.written.clear();
-        self.earlier.append(&mut self.acknowledged);
     }
 
-    fn check_read(&self, id: &str, found: Option<&(u64, String)>, wrong: &mut impl FnMut(String)) {
-        match (self.written.get(id), found) {
-            (Some(value), None) => wrong(format!("{value:?} was acknowledged")),
-            (_, Some((_, value))) if self.earlier.contains(value.as_str()) => {
+    /// Whether a drop without an answer can have happened meanwhile; it cannot again.
+    fn dropped_late(&mut self) -> bool {
+        let open = self.open_drops > 0;
+        if open {
+            self.open_drops -= 1;
+            self.lose_sight();
+        }
+        open
+    }
+
+    fn created_late(&mut self) -> bool {
+        let open = self.open_creations > 0;
+        if open {
+            self.open_creations -= 1;
+            self.lose_sight();
+        }
+        open
+    }
+
+    fn check_read(&mut self, id: &str, found: Option<&str>, wrong: &mut impl FnMut(String)) {
+        match (self.written.get(id).copied(), found) {
+            (Some(value), None) => {
+                if !self.dropped_late() {
+                    wrong(format!("{value:?} was acknowledged"));
+                }
+            }
+            (_, Some(value)) if self.earlier.contains(value) => {
                 wrong("this was in an earlier space of that name".into());
             }
             _ => {}
@@ -229,6 +280,56 @@ mod tests {
             read(4, Answer::Got(None)),
         ];
         assert_eq!(found(&unclear), 0);
+    }
+
+    #[test]
+    fn a_drop_without_an_answer_may_not_have_happened() {
+        let still_there = [
+            made(1, 4),
+            wrote(2, "x"),
+            build::unknown(0, 3, Op::DropSpace),
+            made(4, 4),
+            read(5, build::got(2, "x")),
+        ];
+        assert_eq!(found(&still_there), 0);
+        let gone_after_all = |second: Answer| {
+            [
+                made(1, 4),
+                build::unknown(0, 3, Op::DropSpace),
+                made(4, 4),
+                wrote(5, "x"),
+                read(6, Answer::Got(None)),
+                made(7, 5),
+                wrote(8, "y"),
+                read(9, second),
+            ]
+        };
+        assert_eq!(found(&gone_after_all(build::got(2, "y"))), 0);
+        assert_eq!(found(&gone_after_all(build::got(2, "x"))), 1);
+        assert_eq!(found(&gone_after_all(Answer::Got(None))), 1, "but once");
+    }
+
+    #[test]
+    fn what_was_written_to_an_unknown_space_may_be_in_the_next_known_one() {
+        let life = |after: Record| {
+            [
+                made(1, 4),
+                gone(2),
+                build::unknown(0, 3, Op::CreateSpace),
+                wrote(4, "x"),
+                after,
+                made(6, 5),
+                read(7, build::got(2, "x")),
+            ]
+        };
+        let unclear = build::unknown(0, 5, Op::DropSpace);
+        assert_eq!(found(&life(unclear)), 0);
+        assert_eq!(found(&life(gone(5))), 1);
+    }
+
+    #[test]
+    fn a_dropped_space_is_not_made_again() {
+        assert_eq!(found(&[made(1, 4), gone(2), made(3, 4)]), 1);
     }
 
     #[test]
