@@ -117,7 +117,11 @@ impl<'a> Name<'a> {
                         wrong(format!("it was made as {known}"));
                     }
                 }
-                State::Gone if in_audit && !self.created_late() => wrong("it was dropped".into()),
+                State::Gone if in_audit => {
+                    if !self.created_late() {
+                        wrong("it was dropped".into());
+                    }
+                }
                 _ => {}
             },
             (Op::DescribeSpace, Outcome::Refused(code))
