@@ -111,25 +111,26 @@ impl<'a> Name<'a> {
                     answer: Answer::Space { id },
                     ..
                 },
-            ) => match self.state {
-                State::Exists(known) if known != *id => {
-                    if !(self.dropped_late() && self.created_late()) {
-                        wrong(format!("it was made as {known}"));
+            ) => {
+                let before = self.state.clone();
+                let fits = match before {
+                    State::Exists(known) if known != *id => {
+                        self.dropped_late() && self.created_late()
                     }
+                    State::Gone if in_audit => self.created_late(),
+                    _ => true,
+                };
+                if !fits {
+                    wrong(format!("it was {before:?}"));
                 }
-                State::Gone if in_audit => {
-                    if !self.created_late() {
-                        wrong("it was dropped".into());
-                    }
-                }
-                _ => {}
-            },
+            }
             (Op::DescribeSpace, Outcome::Refused(code))
-                if code == UNKNOWN_SPACE && in_audit && matches!(self.state, State::Exists(_)) =>
+                if code == UNKNOWN_SPACE
+                    && in_audit
+                    && matches!(self.state, State::Exists(_))
+                    && !self.dropped_late() =>
             {
-                if !self.dropped_late() {
-                    wrong("it was made, and not dropped".into());
-                }
+                wrong("it was made, and not dropped".into());
             }
             (Op::Remember { id, value, .. }, Outcome::Acked { .. }) => {
                 if matches!(self.state, State::Exists(_)) {
@@ -186,10 +187,8 @@ impl<'a> Name<'a> {
 
     fn check_read(&mut self, id: &str, found: Option<&str>, wrong: &mut impl FnMut(String)) {
         match (self.written.get(id).copied(), found) {
-            (Some(value), None) => {
-                if !self.dropped_late() {
-                    wrong(format!("{value:?} was acknowledged"));
-                }
+            (Some(value), None) if !self.dropped_late() => {
+                wrong(format!("{value:?} was acknowledged"));
             }
             (_, Some(value)) if self.earlier.contains(value) => {
                 wrong("this was in an earlier space of that name".into());
