@@ -170,8 +170,6 @@ def networkx(graph, seconds):
 
 
 PEERS = {"sqlite": sqlite, "postgres": postgres, "igraph": igraph, "networkx": networkx}
-# Edges above which a peer is left out: one query of it takes minutes.
-EDGES_MAX = {"networkx": 1_000_000, "igraph": 1_000_000}
 
 
 def human(micros):
@@ -248,6 +246,9 @@ def main():
     parser.add_argument("--edges", type=int, default=10_000_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each peer and graph")
+    parser.add_argument(
+        "--peer-edges-max", type=int, default=1_000_000, help="larger graphs are not loaded into peers"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated; empty: none")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="engram-bench-") as dump:
@@ -265,8 +266,8 @@ def main():
             ]
             graph = None
             for peer in filter(None, args.peers.split(",")):
-                if result["edges"] > EDGES_MAX.get(peer, math.inf):
-                    absent.add(f"{peer} on {result['graph']} (too large for it)")
+                if result["edges"] > args.peer_edges_max:
+                    absent.add(f"peers on {result['graph']} (--peer-edges-max)")
                     continue
                 graph = graph or Graph(pathlib.Path(dump), result["graph"])
                 try:
