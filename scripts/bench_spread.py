@@ -50,12 +50,12 @@ def timed(queries, seconds, one):
     took, began = [], time.perf_counter()
     for query in queries[:3]:
         one(query)
-    while time.perf_counter() - began < seconds:
+    while not took or time.perf_counter() - began < seconds:
         for query in queries:
             at = time.perf_counter()
             one(query)
             took.append((time.perf_counter() - at) * 1e6)
-            if time.perf_counter() - began > seconds * 2:
+            if len(took) >= 5 and time.perf_counter() - began > seconds * 2:
                 break
     return {"queries": len(took), "p50_us": quantile(took, 0.5), "p99_us": quantile(took, 0.99)}
 
