@@ -264,7 +264,8 @@ fn followed(arrays: &Arrays, seed: u32, crew: &dyn Crew) -> Result<u64> {
     Ok(activation.hops.iter().map(|hop| hop.edges_followed).sum())
 }
 
-/// Both give the same answer, but for what floats and rounding differ by.
+/// Both give the same answer, but for what floats and rounding differ by: each of the many shares that
+/// reach a hub is rounded down by up to 2^-32.
 fn compare(arrays: &Arrays, csr: &Csr, seeds: &[u32], crew: &dyn Crew) -> Result<()> {
     let graph: &Projection = &arrays.0.graph;
     let mut plain = Loop::new(csr);
@@ -279,7 +280,7 @@ fn compare(arrays: &Arrays, csr: &Csr, seeds: &[u32], crew: &dyn Crew) -> Result
             let exact = *total as f64 / ONE as f64;
             let plain = f64::from(*plain);
             ensure!(
-                (exact - plain).abs() < 1e-3 * exact + 1e-6,
+                (exact - plain).abs() < 5e-3 * exact + 1e-5,
                 "{exact} at {memory:?}, {plain} at {:?}",
                 graph.name(*vertex)
             );
