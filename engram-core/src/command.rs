@@ -31,6 +31,8 @@ pub enum PartitionCommand {
     },
     /// Every replica notes its digests at this point, under this mark.
     Mark { mark: MarkId },
+    /// If purges wait, a generation of the index begins without what they are about.
+    Renew,
     /// The last command: the partition and all its state go away.
     Drop,
 }
@@ -109,6 +111,8 @@ pub struct Forget {
     pub id: MemoryId,
     pub expected: Expected,
     pub context: EdgeContext,
+    /// Its embedding is to leave the index, too, with the next generation.
+    pub purge: bool,
 }
 
 /// Adds one observation to an edge.

@@ -180,6 +180,7 @@ impl Space {
                 id: id.clone(),
                 expected,
                 context,
+                purge: false,
             }))
         })?;
         Ok(outcome == OpOutcome::Forgotten { existed: true })

@@ -149,8 +149,8 @@ impl Graph {
         }
     }
 
-    /// A generation whose base lives in an older one. Its vectors are copied window by window, by
-    /// the jobs that link them.
+    /// A generation whose base lives in an older one, which has all its vectors: it serves, so the
+    /// jobs of its own base are done. They are copied window by window, by the jobs that link them.
     ///
     /// # Panics
     /// When the base is not what lives there.
@@ -180,25 +180,14 @@ impl Graph {
         let base = self.generation.base_len() as u32;
         let end = if window_end(end) > base { base } else { end };
         for slot in self.vectors.base_len()..end {
-            older.copy_vector(self.id(slot), &self.vectors);
+            let id = self.id(slot);
+            match older.generation.slot_of(id) {
+                Some(slot) => self.vectors.copy_base(&older.vectors, slot as u32),
+                None => unreachable!("a base holds vector {id}, the generation before does not"),
+            }
         }
         if self.vectors.base_len() == base {
             *source = None;
-        }
-    }
-
-    /// Adds the vector of `id`, which has a slot here, to the base of a generation after this one.
-    fn copy_vector(&self, id: VectorId, later: &Vectors) {
-        let slot = match self.generation.slot_of(id) {
-            Some(slot) => slot as u32,
-            None => unreachable!("a base holds vector {id}, the generation before does not"),
-        };
-        let source = self.source.lock();
-        let is_missing =
-            slot >= self.vectors.base_len() && u64::from(slot) < self.generation.base_len();
-        match source.as_ref().filter(|_| is_missing) {
-            Some(older) => older.copy_vector(id, later),
-            None => later.copy_base(&self.vectors, slot),
         }
     }
 

@@ -53,6 +53,9 @@ pub const SCAN_LIVE_MAX: usize = 1_000;
 pub const GENERATION_SLOTS_MIN: u32 = 1_024;
 /// Share of dead slots, in percent, at which a generation is replaced.
 pub const GENERATION_DEAD_PERCENT: u32 = 15;
+/// Generations that an index holds at most: the one that serves, the one that takes over next, and
+/// the newest. One that began between these is left out here: its digests are not known, no more.
+pub const GENERATIONS_HELD_MAX: usize = 3;
 /// Slots of the greatest window.
 pub const WINDOW_SLOTS_MAX: u32 = 256;
 /// With n slots sealed, the next window takes n / 16 of them, within its bounds.
@@ -173,6 +176,8 @@ pub struct IndexStatus {
     pub newest_sealed: u64,
     /// Sealed jobs that are not done, over all generations here: what admission control watches.
     pub jobs_waiting: u64,
+    /// Generations held, at most [`GENERATIONS_HELD_MAX`].
+    pub generations: u32,
     /// Slots of the serving generation that every search scans.
     pub tail: u32,
     /// Live and dead slots of the serving generation.

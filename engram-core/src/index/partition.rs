@@ -13,8 +13,8 @@ use super::graph::Graph;
 use super::link::{Job, LinkedWindow, link};
 use super::search::Ask;
 use super::{
-    Generation, Hit, IndexPosition, IndexShape, IndexStatus, NewVector, TopologyDigest, VectorId,
-    search, snapshot,
+    GENERATIONS_HELD_MAX, Generation, Hit, IndexPosition, IndexShape, IndexStatus, NewVector,
+    TopologyDigest, VectorId, search, snapshot,
 };
 use crate::kernel::Row;
 use crate::types::{IndexParameters, Metric, Sequence};
@@ -125,39 +125,55 @@ impl PartitionIndex {
     pub fn applied(&self, at: Sequence) -> Option<Generation> {
         self.applied.fetch_max(at.0, Ordering::AcqRel);
         let newest = self.newest();
-        if !newest.is_worn() {
-            return None;
-        }
+        newest.is_worn().then(|| Self::next_generation(&newest, at))
+    }
+
+    /// As [`applied`](Self::applied), of a command that asks for a generation: the next one, worn
+    /// out or not.
+    #[must_use = "a generation that is due must be stored and begun"]
+    pub fn renewed(&self, at: Sequence) -> Generation {
+        self.applied.fetch_max(at.0, Ordering::AcqRel);
+        Self::next_generation(&self.newest(), at)
+    }
+
+    /// The generation of what lives in the newest one.
+    fn next_generation(newest: &Graph, at: Sequence) -> Generation {
         let slots = newest.published();
         let live = (0..slots)
             .filter(|slot| newest.is_live(*slot))
             .map(|slot| newest.id(slot).0);
         let base: RoaringTreemap = live.collect();
-        let first = newest.id(slots - 1).next();
-        Some(Generation {
+        // Of the last slot the vector says nothing: a base does not end with the newest one.
+        let since = u64::from(slots).saturating_sub(newest.generation.base_len());
+        let first = VectorId(newest.generation.first.0 + since);
+        Generation {
             number: newest.generation.number + 1,
             start: at,
             base,
             first,
-        })
+        }
     }
 
     /// Starts a generation that [`applied`](Self::applied) has returned. Its jobs copy the vectors
-    /// of its base.
+    /// of its base from the generation that serves now, which has all that lives.
+    ///
+    /// Jobs go to older generations first, so with [`GENERATIONS_HELD_MAX`] of them the last has
+    /// begun for nothing: the new one takes its place. The one before goes on, so that one takes
+    /// over at some time however often the log starts another.
     ///
     /// # Panics
     /// When it is not the next generation, or its base is not what lives here.
     pub fn begin_generation(&self, generation: Generation) {
-        let older = self.newest();
-        let number = older.generation.number + 1;
+        let number = self.newest().generation.number + 1;
         assert!(
             generation.number == number,
             "generation {number} comes next"
         );
-        let graph = Graph::begin(generation, &older);
+        let graph = Graph::begin(generation, &self.serving());
         {
             let _replacing = self.replacing.lock();
             let mut graphs = self.graphs.load().to_vec();
+            graphs.truncate(GENERATIONS_HELD_MAX - 1);
             graphs.push(Arc::new(graph));
             self.graphs.store(Arc::new(graphs));
         }
@@ -336,6 +352,28 @@ impl PartitionIndex {
         (position, graphs.iter().map(waiting).sum())
     }
 
+    /// The command after which the newest generation began.
+    #[must_use]
+    pub fn newest_start(&self) -> Sequence {
+        self.newest().generation.start
+    }
+
+    /// The command after which the serving generation began, if it has this number.
+    #[must_use]
+    pub fn serving_start(&self, number: u64) -> Option<Sequence> {
+        let serving = self.serving();
+        (serving.generation.number == number).then_some(serving.generation.start)
+    }
+
+    /// Slots of the serving generation that every search scans.
+    #[must_use]
+    pub fn tail(&self) -> u32 {
+        let serving = self.serving();
+        // Read first: linked slots were published.
+        let linked = serving.linked();
+        serving.published() - linked
+    }
+
     #[must_use]
     pub fn status(&self) -> IndexStatus {
         let graphs = self.graphs.load();
@@ -355,6 +393,7 @@ impl PartitionIndex {
             newest: newest_position,
             newest_sealed: newest.jobs_sealed() as u64,
             jobs_waiting,
+            generations: graphs.len() as u32,
             tail: slots - linked,
             live: slots.saturating_sub(dead),
             dead,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::graph::Graph;
 use super::snapshot::Snapshot;
 use super::{
-    Generation, IndexShape, PartitionIndex, SnapshotError, SourceError, StoredVector, VectorId,
+    GENERATIONS_HELD_MAX, Generation, IndexShape, PartitionIndex, SnapshotError, SourceError,
+    StoredVector, VectorId,
 };
 use crate::kernel::Row;
 use crate::planted;
@@ -78,15 +79,9 @@ impl PartitionIndex {
                 Err(error) => usage = SnapshotUse::Refused(error),
             }
         }
-        let from = held
-            .as_ref()
-            .map_or(generations.len() - 1, |(_, from)| *from);
-        let mut loaded = load(
-            shape,
-            generations.into_iter().skip(from).collect(),
-            vectors,
-            deaths,
-        )?;
+        let known = held.as_ref().map_or(&[][..], |(_, numbers)| numbers);
+        let loaded = worth_loading(generations, known);
+        let mut loaded = load(shape, loaded, vectors, deaths)?;
         if let Some((snapshot, _)) = held {
             usage = match snapshot.apply(&loaded.graphs) {
                 Ok(()) => SnapshotUse::Used,
@@ -117,21 +112,28 @@ fn check_order(generations: &[Generation]) -> Result<(), RebuildError> {
     Ok(())
 }
 
-/// The snapshot, and the place among `generations` of the oldest one in it.
+/// The snapshot, and the numbers of the generations in it.
 fn read_snapshot(
     source: &mut dyn Read,
     shape: IndexShape,
     generations: &[Generation],
-) -> Result<(Snapshot, usize), SnapshotError> {
+) -> Result<(Snapshot, Vec<u64>), SnapshotError> {
     let snapshot = Snapshot::read(source, shape)?;
-    let oldest = snapshot.oldest(shape)?;
-    let from = generations
-        .iter()
-        .position(|generation| generation.number == oldest);
-    Ok((
-        snapshot,
-        from.ok_or(SnapshotError::Foreign("its oldest generation is not kept"))?,
-    ))
+    let numbers = snapshot.numbers(shape)?;
+    let is_kept = |number: &u64| generations.iter().any(|kept| kept.number == *number);
+    if !numbers.first().is_some_and(is_kept) {
+        return Err(SnapshotError::Foreign("its oldest generation is not kept"));
+    }
+    Ok((snapshot, numbers))
+}
+
+/// Of all generations those that an index holds: what links are `known` of, and the newest.
+fn worth_loading(mut generations: Vec<Generation>, known: &[u64]) -> Vec<Generation> {
+    let newest = generations.pop();
+    generations.retain(|generation| known.contains(&generation.number));
+    generations.truncate(GENERATIONS_HELD_MAX - 1);
+    generations.extend(newest);
+    generations
 }
 
 struct Loaded {

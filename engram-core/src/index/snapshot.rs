@@ -5,7 +5,7 @@
 //! body:        shape  count u8  generation ...
 //! shape:       algorithm u32  m u32  ef_construction u32  level seed u64  dimension u32  metric u8
 //!              quantization u8 (0: none, 1: int8)
-//! generation:  number u64  start u64  first u64  BLAKE3 of the base (32)
+//! generation:  bytes that follow u64  number u64  start u64  first u64  BLAKE3 of the base (32)
 //!              jobs u32  digest (16) ...  linked slots u32  slot ...
 //! slot:        linked u8 (0, 1), and if 1 for each level of the slot: count u8  neighbour u32 ...
 //! ```
@@ -22,7 +22,8 @@ use super::{IndexShape, TopologyDigest};
 use crate::types::{Metric, Quantization};
 
 const MAGIC: &[u8; 4] = b"EGIX";
-const VERSION: u8 = 1;
+/// 2: the length of each generation, so that a reader can pass over one.
+const VERSION: u8 = 2;
 const HEADER: usize = MAGIC.len() + 1 + blake3::OUT_LEN;
 
 /// Why a snapshot was not written or not used.
@@ -52,9 +53,13 @@ pub(super) fn save(
         "{} generations at once",
         graphs.len()
     );
-    graphs
-        .iter()
-        .for_each(|graph| encode_graph(graph, &mut body));
+    for graph in graphs {
+        let length_at = body.len();
+        body.extend(0_u64.to_le_bytes());
+        encode_graph(graph, &mut body);
+        let (before, encoded) = body.split_at_mut(length_at + size_of::<u64>());
+        before[length_at..].copy_from_slice(&(encoded.len() as u64).to_le_bytes());
+    }
     sink.write_all(MAGIC)?;
     sink.write_all(&[VERSION])?;
     sink.write_all(blake3::hash(&body).as_bytes())?;
@@ -153,6 +158,17 @@ impl<'a> Cursor<'a> {
     fn u32(&mut self) -> Result<u32, SnapshotError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
+
+    fn u64(&mut self) -> Result<u64, SnapshotError> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// What a length says that follows it.
+    fn part(&mut self) -> Result<Cursor<'a>, SnapshotError> {
+        let length = self.u64()?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        Ok(Cursor(self.take(length)?))
+    }
 }
 
 impl Snapshot {
@@ -181,42 +197,58 @@ impl Snapshot {
         Ok(Self { bytes })
     }
 
-    fn generations(&self, shape: IndexShape) -> Cursor<'_> {
-        Cursor(&self.bytes[HEADER + encode_shape(shape).len()..])
-    }
-
-    /// Numbers of the generations in it, ascending.
-    pub(super) fn oldest(&self, shape: IndexShape) -> Result<u64, SnapshotError> {
-        let mut cursor = self.generations(shape);
-        match cursor.u8()? {
-            0 => Err(SnapshotError::Damaged("it holds no generation")),
-            _ => Ok(u64::from_le_bytes(cursor.array()?)),
+    /// The generations in it, each with its number, ascending.
+    fn generations(&self, shape: IndexShape) -> Result<Vec<(u64, Cursor<'_>)>, SnapshotError> {
+        let mut cursor = Cursor(&self.bytes[HEADER + encode_shape(shape).len()..]);
+        let count = cursor.u8()?;
+        let mut generations: Vec<(u64, Cursor<'_>)> = Vec::new();
+        for _ in 0..count {
+            let part = cursor.part()?;
+            let number = Cursor(part.0).u64()?;
+            if generations.last().is_some_and(|(last, _)| *last >= number) {
+                return Err(SnapshotError::Damaged("its generations do not ascend"));
+            }
+            generations.push((number, part));
+        }
+        match generations.is_empty() {
+            true => Err(SnapshotError::Damaged("it holds no generation")),
+            false if !cursor.0.is_empty() => Err(SnapshotError::Damaged("bytes follow its end")),
+            false => Ok(generations),
         }
     }
 
+    /// Numbers of the generations in it, ascending, at least one.
+    pub(super) fn numbers(&self, shape: IndexShape) -> Result<Vec<u64>, SnapshotError> {
+        let generations = self.generations(shape)?;
+        Ok(generations.iter().map(|(number, _)| *number).collect())
+    }
+
     /// Gives each graph the links that the snapshot has for it. The graphs hold their vectors and
-    /// deaths, and no links yet. A graph that the snapshot does not know stays without links.
+    /// deaths, and no links yet. A graph that the snapshot does not know stays without links; links
+    /// of a generation that is not among the graphs are passed over.
     ///
     /// # Errors
     /// When the snapshot does not fit; the graphs are then to be thrown away.
     pub(super) fn apply(&self, graphs: &[Arc<Graph>]) -> Result<(), SnapshotError> {
-        let Some(oldest) = graphs.first() else {
+        let Some(newest) = graphs.last() else {
             return Ok(());
         };
-        let mut cursor = self.generations(oldest.shape);
-        let count = usize::from(cursor.u8()?);
-        if count > graphs.len() {
-            return Err(SnapshotError::Foreign("it is of a later point of the log"));
-        }
-        for graph in &graphs[..count] {
+        for (number, mut cursor) in self.generations(newest.shape)? {
+            if number > newest.generation.number {
+                return Err(SnapshotError::Foreign("it is of a later point of the log"));
+            }
+            let held = graphs
+                .iter()
+                .find(|graph| graph.generation.number == number);
+            let Some(graph) = held else { continue };
             let identity = encode_identity(graph);
             if cursor.take(identity.len())? != identity {
                 return Err(SnapshotError::Foreign("a generation differs"));
             }
             decode_graph(graph, &mut cursor)?;
-        }
-        if !cursor.0.is_empty() {
-            return Err(SnapshotError::Damaged("bytes follow its end"));
+            if !cursor.0.is_empty() {
+                return Err(SnapshotError::Damaged("bytes follow a generation"));
+            }
         }
         Ok(())
     }

@@ -10,8 +10,12 @@ use super::*;
 use crate::kernel::normalise;
 use crate::types::Quantization;
 
+mod churn;
 mod codes;
 mod crews;
+mod filters;
+mod frozen;
+mod product;
 mod queries;
 mod recovery;
 mod wordnet;
@@ -23,6 +27,8 @@ const DIMENSION: u32 = 16;
 struct Command {
     inserts: Vec<(MemoryHash, Vec<f32>)>,
     kills: Vec<VectorId>,
+    /// Whether it asks for a generation, as a purge does.
+    renews: bool,
 }
 
 fn parameters() -> IndexParameters {
@@ -59,9 +65,16 @@ fn owner(random: &mut impl Rng) -> MemoryHash {
 
 /// A point near one of a few centres.
 fn clustered(random: &mut impl Rng) -> Vec<f32> {
-    let centre = f32::from(random.random_range(0_u8..20));
-    let near = |lane: u32| (centre * (lane + 1) as f32).sin();
-    let mut point: Vec<f32> = (0..DIMENSION)
+    let centre = random.random_range(0..CENTRES);
+    near(centre, DIMENSION, random)
+}
+
+const CENTRES: u8 = 20;
+
+/// A point near a centre.
+fn near(centre: u8, dimension: u32, random: &mut impl Rng) -> Vec<f32> {
+    let near = |lane: u32| (f32::from(centre) * (lane + 1) as f32).sin();
+    let mut point: Vec<f32> = (0..dimension)
         .map(|lane| near(lane) + random.random_range(-0.4..0.4))
         .collect();
     assert!(normalise(&mut point));
@@ -71,6 +84,16 @@ fn clustered(random: &mut impl Rng) -> Vec<f32> {
 /// A log of `inserts` vectors in commands of uneven size; `dying` percent of the vectors die, some
 /// in the command that inserted them, some are exact duplicates of one before.
 fn log(seed: u64, inserts: usize, dying: u32) -> Vec<Command> {
+    log_of(seed, inserts, dying, &clustered)
+}
+
+/// As [`log`], of points that `make` gives.
+fn log_of(
+    seed: u64,
+    inserts: usize,
+    dying: u32,
+    make: &dyn Fn(&mut StdRng) -> Vec<f32>,
+) -> Vec<Command> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut commands = Vec::new();
     let mut points: Vec<Vec<f32>> = Vec::new();
@@ -81,7 +104,7 @@ fn log(seed: u64, inserts: usize, dying: u32) -> Vec<Command> {
             let again = !points.is_empty() && random.random_range(0..100) < 5;
             let point = match again {
                 true => points[random.random_range(0..points.len())].clone(),
-                false => clustered(&mut random),
+                false => make(&mut random),
             };
             live.push(VectorId(points.len() as u64));
             points.push(point.clone());
@@ -144,7 +167,11 @@ impl Partition {
             self.index.kill(*id, sequence);
             self.deaths.entry(*id).or_insert(sequence);
         }
-        if let Some(generation) = self.index.applied(sequence) {
+        let due = match command.renews {
+            true => Some(self.index.renewed(sequence)),
+            false => self.index.applied(sequence),
+        };
+        if let Some(generation) = due {
             let decoded = Generation::decode(&generation.encode()).expect("a generation");
             self.generations.push(decoded.clone());
             self.index.begin_generation(decoded);
@@ -156,12 +183,7 @@ impl Partition {
     }
 
     fn work_with(&self, crew: &dyn Crew) -> usize {
-        let mut jobs = 0;
-        while let Some(job) = self.index.next_job() {
-            self.index.commit(self.index.run_with(&job, crew));
-            jobs += 1;
-        }
-        jobs
+        work_off(&self.index, crew)
     }
 
     fn snapshot(&self) -> Vec<u8> {
@@ -198,6 +220,16 @@ impl Partition {
             .digest_at(self.index.sealed())
             .expect("all jobs are done")
     }
+}
+
+/// Does all jobs that wait.
+fn work_off(index: &PartitionIndex, crew: &dyn Crew) -> usize {
+    let mut jobs = 0;
+    while let Some(job) = index.next_job() {
+        index.commit(index.run_with(&job, crew));
+        jobs += 1;
+    }
+    jobs
 }
 
 /// Applier, workers and queries share an index; jobs move between threads.

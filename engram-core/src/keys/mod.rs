@@ -13,6 +13,7 @@
 //! metadata  02 p 06                               overlay dots that the log has adopted
 //! metadata  02 p 07                               a snapshot is being installed
 //! metadata  02 p 08 number(8)                     conflict that folding left undecided
+//! metadata  02 p 09                               purges that the log has asked for
 //! memories  p h                                   memory record
 //! vectors   p v                                   embedding
 //! edges     p 00 h(from) h(to) relation           edge state
@@ -47,6 +48,7 @@ const MARK: u8 = 0x05;
 const ADOPTED: u8 = 0x06;
 const INSTALLING: u8 = 0x07;
 const CONFLICT: u8 = 0x08;
+const PURGES: u8 = 0x09;
 
 const EDGE: u8 = 0x00;
 const REVERSE: u8 = 0x01;
@@ -147,6 +149,12 @@ pub fn generation(partition: PartitionId, number: u64) -> Vec<u8> {
 #[must_use]
 pub fn generations(partition: PartitionId) -> KeyRange {
     KeyRange::of_prefix(metadata(partition, GENERATION, &[]))
+}
+
+/// The purges that the log has asked for.
+#[must_use]
+pub fn purges(partition: PartitionId) -> Vec<u8> {
+    metadata(partition, PURGES, &[])
 }
 
 #[must_use]

@@ -97,6 +97,7 @@ impl Partition {
         let mut step = Step::new(self.id, &*self.storage, &state, &covered, batch);
         let sequence = step.sequence();
         step.state.log_hash = digest::log_link(&state.log_hash, sequence.0, command_bytes);
+        step.purges = applier.purges;
         let (mut outcomes, mut table, mut mark) = (Vec::new(), TableChange::default(), None);
         match command {
             PartitionCommand::Create { .. } => {
@@ -112,6 +113,7 @@ impl Partition {
             }
             PartitionCommand::Fold { frontier, edges } => step.fold(frontier, edges)?,
             PartitionCommand::Mark { mark: id } => mark = Some(*id),
+            PartitionCommand::Renew => step.renews = applier.purges_wait(),
         }
         step.finish(applier.conflicts)?;
         let generation = applier.generation_due(&step);
@@ -170,6 +172,8 @@ impl Partition {
         applier.conflicts += step.conflicts.len() as u64;
         published.conflicts = applier.conflicts;
         published.requests = applier.requests.digest();
+        applier.purges = step.purges;
+        published.purges = step.purges;
         self.index_step(&step, applier, generation);
         if !step.killed.is_empty() {
             published.last_kill = step.sequence();
@@ -203,10 +207,13 @@ impl Partition {
                 self.index.kill(*id, step.sequence());
             }
         }
-        if step.inserted.is_empty() && step.killed.is_empty() {
+        if step.inserted.is_empty() && step.killed.is_empty() && !step.renews {
             return;
         }
-        let due = self.index.applied(step.sequence());
+        let due = match step.renews {
+            true => Some(self.index.renewed(step.sequence())),
+            false => self.index.applied(step.sequence()),
+        };
         assert!(
             due == generation,
             "index and state machine disagree on the next generation"
@@ -251,14 +258,19 @@ impl Partition {
 }
 
 impl Applier {
+    /// Whether the newest generation began before the last purge: its vectors may be in it.
+    fn purges_wait(&self) -> bool {
+        self.purges.last > self.newest.start
+    }
+
     /// The generation that the command makes due (ADR 0004): a function of the log alone.
     fn generation_due(&self, step: &Step<'_>) -> Option<Generation> {
         let slots = self.newest.base + (step.state.next_vector - self.newest.first.0);
         let alive = self.alive.len() + step.inserted.len() as u64 - step.killed.len() as u64;
         let dead = slots - alive;
-        if slots < u64::from(GENERATION_SLOTS_MIN)
-            || dead * 100 < slots * u64::from(GENERATION_DEAD_PERCENT)
-        {
+        let is_worn = slots >= u64::from(GENERATION_SLOTS_MIN)
+            && dead * 100 >= slots * u64::from(GENERATION_DEAD_PERCENT);
+        if !is_worn && !step.renews {
             return None;
         }
         let mut base = self.alive.clone();
@@ -559,6 +571,9 @@ fn apply_forget(
             .into_iter()
             .for_each(|id| step.kill_vector(id));
         step.set_memory(forget.id.hash(), None);
+    }
+    if forget.purge {
+        step.purge();
     }
     if !planted!("forgetting-keeps-edges") {
         step.remove_out_edges(forget, evidence)?;

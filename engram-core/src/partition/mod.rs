@@ -69,7 +69,7 @@ pub use view::{
 
 use self::graph::GraphVersion;
 use self::overlay::Overlay;
-use self::record::StateRecord;
+use self::record::{PurgeRecord, StateRecord};
 use self::requests::RequestTable;
 use crate::index::{
     Crew, Generation, IndexPosition, IndexStatus, Job, LinkedWindow, PartitionIndex,
@@ -96,8 +96,10 @@ pub struct Partition {
     published: RwLock<Published>,
     /// Overlay changes that carried the dot of another one.
     overlay_conflicts: AtomicU64,
-    /// The oldest generation whose records are kept.
+    /// The oldest generation whose records are kept. Held while records are deleted.
     oldest_generation: Mutex<u64>,
+    /// The same, for readers that do not wait.
+    kept_from: AtomicU64,
     /// A reader has missed the edges as arrays.
     graph_wanted: AtomicBool,
     /// A job that makes them is under way.
@@ -115,6 +117,7 @@ struct Published {
     conflicts: u64,
     /// Of the request table.
     requests: u128,
+    purges: PurgeRecord,
     /// The last command that took a vector out of the index.
     last_kill: Sequence,
     dropped: bool,
@@ -130,11 +133,13 @@ struct Applier {
     marks: VecDeque<MarkId>,
     /// How many there were: the number of the last one.
     conflicts: u64,
+    purges: PurgeRecord,
 }
 
 /// The newest generation, as far as the next one depends on it.
 struct Newest {
     number: u64,
+    start: Sequence,
     base: u64,
     first: VectorId,
 }
@@ -143,10 +148,25 @@ impl From<&Generation> for Newest {
     fn from(generation: &Generation) -> Self {
         Self {
             number: generation.number,
+            start: generation.start,
             base: generation.base_len(),
             first: generation.first,
         }
     }
+}
+
+/// Purges: what was forgotten is to leave the index, too, and all records that only it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purges {
+    /// That the log has asked for, ever.
+    pub asked: u64,
+    /// The command that asked for the last one; 0 when none did.
+    pub last: Sequence,
+    /// The newest generation began after it.
+    pub are_begun: bool,
+    /// This replica serves a generation that began after it, and has deleted what only older ones
+    /// need.
+    pub are_served: bool,
 }
 
 /// How a partition is doing.
@@ -172,6 +192,7 @@ pub struct PartitionStatus {
     /// Overlay changes that came under the dot of another one, since this process started: never
     /// merged, an alarm.
     pub overlay_conflicts: u64,
+    pub purges: Purges,
 }
 
 /// What a replica holds at its sequence: equal on all replicas.
@@ -251,6 +272,7 @@ impl Partition {
             let state = Arc::clone(&published.state);
             (state, overlay, conflicts, published.requests)
         };
+        let purges = self.purges();
         PartitionStatus {
             sequence: state.sequence,
             memories: state.memories,
@@ -265,6 +287,24 @@ impl Partition {
             overlay_deltas: overlay.deltas,
             overlay,
             overlay_conflicts: self.overlay_conflicts.load(Ordering::Relaxed),
+            purges,
+        }
+    }
+
+    /// The purges that the log has asked for, and how far this replica is with them.
+    #[must_use]
+    pub fn purges(&self) -> Purges {
+        let record = self.published.read().purges;
+        let kept = self.kept_from.load(Ordering::Acquire);
+        Purges {
+            asked: record.asked,
+            last: record.last,
+            are_begun: self.index.newest_start() >= record.last,
+            // Records of older generations are deleted when this one serves.
+            are_served: self
+                .index
+                .serving_start(kept)
+                .is_some_and(|start| start >= record.last),
         }
     }
 
@@ -293,6 +333,12 @@ impl Partition {
         Some((position, digest))
     }
 
+    /// Embeddings that are applied and not linked, so that every search scans them.
+    #[must_use]
+    pub fn index_tail(&self) -> u32 {
+        self.index.tail()
+    }
+
     /// The next structural job of the index, if one waits. Run and commit it, or drop it to have
     /// it offered again.
     #[must_use]
@@ -318,7 +364,7 @@ impl Partition {
     /// When storage cannot let go of it; the links are in place all the same.
     pub fn commit(&self, linked: LinkedWindow) -> Result<(), StorageError> {
         self.index.commit(linked);
-        self.drop_old_generations()
+        self.let_go()
     }
 
     /// Writes the links of the index, for [`Partition::open`].
@@ -335,7 +381,12 @@ impl Partition {
     /// Deletes what only generations before the serving one linked: their records, and the
     /// vectors and deaths that no later generation has a slot for. Each replica does so at its
     /// own time: nothing of it is in a digest.
-    fn drop_old_generations(&self) -> Result<(), StorageError> {
+    ///
+    /// Commits call it; after a generation without a single window somebody else has to.
+    ///
+    /// # Errors
+    /// When storage cannot be read or written.
+    pub fn let_go(&self) -> Result<(), StorageError> {
         let mut oldest = self.oldest_generation.lock();
         let serving = self.index.status().serving.generation;
         if serving <= *oldest {
@@ -368,6 +419,7 @@ impl Partition {
         batch.delete_range(Family::Metadata, start, keys::generation(self.id, serving));
         self.storage.write(batch, Durability::Buffered)?;
         *oldest = serving;
+        self.kept_from.store(serving, Ordering::Release);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use roaring::RoaringTreemap;
 
 use super::graph::GraphVersion;
 use super::overlay::Overlay;
-use super::record::{MarkRecord, StateRecord, VectorRecord};
+use super::record::{MarkRecord, PurgeRecord, StateRecord, VectorRecord};
 use super::requests::{RequestBounds, RequestTable};
 use super::{Applier, Newest, Partition, Published, digest, read};
 use crate::command::OverlayDelta;
@@ -141,6 +141,7 @@ impl Partition {
             oldest: generation.number,
             marks: VecDeque::new(),
             conflicts: 0,
+            purges: PurgeRecord::default(),
             adopted: OverlayContext::default(),
             overlay: Overlay::new(OverlayContext::default()),
             state,
@@ -173,7 +174,7 @@ impl Partition {
     ) -> Result<Arc<Self>, OpenError> {
         let parts = Parts::load(&*storage.view(), id, index_snapshot, options)?;
         let partition = parts.assemble(storage, id);
-        partition.drop_old_generations()?;
+        partition.let_go()?;
         Ok(partition)
     }
 }
@@ -198,6 +199,7 @@ struct Parts {
     oldest: u64,
     marks: VecDeque<MarkId>,
     conflicts: u64,
+    purges: PurgeRecord,
 }
 
 impl Parts {
@@ -208,6 +210,7 @@ impl Parts {
             newest,
             marks,
             conflicts,
+            purges,
             ..
         } = self;
         let published = Published {
@@ -222,6 +225,7 @@ impl Parts {
             graph: GraphVersion::default(),
             conflicts,
             requests: requests.digest(),
+            purges,
             dropped: false,
         };
         Arc::new(Partition {
@@ -234,11 +238,13 @@ impl Parts {
                 newest,
                 marks,
                 conflicts,
+                purges,
             }),
             overlay_writer: Mutex::new(()),
             published: RwLock::new(published),
             overlay_conflicts: AtomicU64::new(0),
             oldest_generation: Mutex::new(self.oldest),
+            kept_from: AtomicU64::new(self.oldest),
             graph_wanted: AtomicBool::new(false),
             graph_building: AtomicBool::new(false),
         })
@@ -294,6 +300,8 @@ impl Parts {
             overlay: load_overlay(reader, id, &adopted)?,
             marks: load_marks(reader, id)?,
             conflicts: load_conflicts(reader, id)?,
+            purges: read::record(reader, metadata, &keys::purges(id), "the purges")?
+                .unwrap_or_default(),
             state,
             adopted,
             index,

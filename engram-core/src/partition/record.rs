@@ -87,6 +87,15 @@ pub struct ConflictRecord {
     pub conflict: Conflict,
 }
 
+/// Purges that the log has asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeRecord {
+    /// Ever.
+    pub asked: u64,
+    /// The command that asked for the last one.
+    pub last: Sequence,
+}
+
 /// Contexts under which all out-edges of a memory were removed, while they name overlay dots that
 /// the log has not adopted yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

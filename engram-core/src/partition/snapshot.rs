@@ -82,6 +82,7 @@ fn ranges(id: PartitionId) -> Vec<(Family, KeyRange)> {
             },
         ),
         (Family::Metadata, keys::conflicts(id)),
+        (Family::Metadata, KeyRange::of_prefix(keys::purges(id))),
         (Family::Memories, records.clone()),
         (Family::Vectors, records),
         (Family::Edges, keys::all_edges(id)),

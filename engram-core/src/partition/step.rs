@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::digest;
-use super::record::{ConflictRecord, MemoryRecord, SourceRemovals, StateRecord, VectorRecord};
+use super::record::{
+    ConflictRecord, MemoryRecord, PurgeRecord, SourceRemovals, StateRecord, VectorRecord,
+};
 use super::touched::Touched;
 use crate::edges::EdgeRecord;
 use crate::index::VectorId;
@@ -27,6 +29,10 @@ pub struct Step<'a> {
     pub removals: BTreeMap<MemoryHash, Touched<SourceRemovals>>,
     pub inserted: Vec<(VectorId, VectorRecord)>,
     pub killed: Vec<VectorId>,
+    /// Purges asked for so far; this command may add some.
+    pub purges: PurgeRecord,
+    /// A generation begins if purges wait.
+    pub renews: bool,
     /// Overlay dots that this command brings into the log.
     pub adopting: Vec<OverlayDot>,
     /// Memories that come, go, or whose out-edges change.
@@ -68,6 +74,8 @@ impl<'a> Step<'a> {
             removals: BTreeMap::new(),
             inserted: Vec::new(),
             killed: Vec::new(),
+            purges: PurgeRecord::default(),
+            renews: false,
             adopting: Vec::new(),
             graph_touched: Vec::new(),
             graph_targets: Vec::new(),
@@ -160,6 +168,14 @@ impl<'a> Step<'a> {
         self.killed.push(id);
     }
 
+    /// Notes that what this command forgets is to leave the index, too.
+    pub fn purge(&mut self) {
+        self.purges = PurgeRecord {
+            asked: self.purges.asked + 1,
+            last: self.sequence(),
+        };
+    }
+
     /// Moves all changes into the batch, with the state record but for what the caller adds.
     /// `conflicts_before` were reported by earlier commands.
     pub fn finish(&mut self, conflicts_before: u64) -> Result<(), StorageError> {
@@ -175,6 +191,11 @@ impl<'a> Step<'a> {
             let key = keys::death(self.partition, id.0);
             self.batch
                 .put(Family::Metadata, key, keys::encode(&self.state.sequence));
+        }
+        if self.purges.last == self.sequence() {
+            let value = keys::encode(&self.purges);
+            self.batch
+                .put(Family::Metadata, keys::purges(self.partition), value);
         }
         if !self.adopting.is_empty() {
             let value = keys::encode(&self.log.overlay);

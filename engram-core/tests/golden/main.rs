@@ -136,6 +136,7 @@ fn write_history(storage: &MemoryStorage) {
             id: id(2),
             expected: Expected::Anything,
             context,
+            purge: false,
         }),
         Op::Dissociate(Dissociate {
             from: id(5),

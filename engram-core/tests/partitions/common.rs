@@ -82,6 +82,7 @@ pub fn forget(n: usize) -> Op {
         id: id(n),
         expected: Expected::Anything,
         context,
+        purge: false,
     })
 }
 

@@ -195,6 +195,7 @@ mod tests {
             id: id("a"),
             expected: Expected::Anything,
             context: EdgeContext::default(),
+            purge: false,
         });
         assert!(decode_chunk(&chunk(&[forget]), 9).is_err());
         assert!(

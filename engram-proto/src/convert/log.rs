@@ -139,6 +139,7 @@ impl From<&PartitionCommand> for wire::PartitionCommand {
                 edges: edges.iter().map(Into::into).collect(),
             }),
             PartitionCommand::Mark { mark } => Command::Mark(wire::Mark { mark: mark.0 }),
+            PartitionCommand::Renew => Command::Renew(wire::Renew {}),
             PartitionCommand::Drop => Command::Drop(wire::Drop {}),
         };
         Self {
@@ -168,6 +169,7 @@ impl TryFrom<wire::PartitionCommand> for PartitionCommand {
             Command::Mark(mark) => Self::Mark {
                 mark: MarkId(mark.mark),
             },
+            Command::Renew(wire::Renew {}) => Self::Renew,
             Command::Drop(wire::Drop {}) => Self::Drop,
         })
     }
@@ -350,6 +352,7 @@ impl From<&Op> for wire::op::Op {
                 id: forget.id.as_str().to_owned(),
                 expected: expected_to_wire(forget.expected),
                 context: Some((&forget.context).into()),
+                purge: forget.purge,
             }),
             Op::Associate(edge) => Self::Associate(wire::Associate {
                 from: edge.from.as_str().to_owned(),
@@ -385,6 +388,7 @@ impl TryFrom<wire::op::Op> for Op {
                 id: memory_id("id", forget.id)?,
                 expected: expected_from_wire(forget.expected)?,
                 context: required("context", forget.context)?.try_into()?,
+                purge: forget.purge,
             }),
             Wire::Associate(edge) => Self::Associate(Associate {
                 from: memory_id("from", edge.from)?,

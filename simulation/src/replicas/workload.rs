@@ -81,6 +81,7 @@ fn op(rng: &mut StdRng, seen: Sequence) -> Op {
             id: id(rng),
             expected: Expected::Anything,
             context,
+            purge: rng.random_bool(0.5),
         }),
         6..=8 => Op::Associate(Associate {
             from: id(rng),
@@ -105,6 +106,9 @@ pub fn command(rng: &mut StdRng, seen: Sequence) -> PartitionCommand {
         return PartitionCommand::Mark {
             mark: MarkId(seen.0),
         };
+    }
+    if rng.random_bool(0.01) {
+        return PartitionCommand::Renew;
     }
     let client = ClientId([rng.random_range(1..4); 16]);
     let retried = rng.random_bool(0.05);

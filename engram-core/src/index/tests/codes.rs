@@ -88,6 +88,7 @@ fn lengths_are_kept() {
             partition.apply(&Command {
                 inserts,
                 kills: vec![],
+                ..Command::default()
             });
         }
         let query = clustered(&mut random);

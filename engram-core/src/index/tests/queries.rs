@@ -129,6 +129,7 @@ fn check_crowd(before: usize) {
         commands.push(Command {
             inserts,
             kills: Vec::new(),
+            ..Command::default()
         });
     }
     commands.extend(log(11, 1_500, 0));
@@ -196,6 +197,7 @@ fn near_duplicates_trap_nobody() {
             partition.apply(&Command {
                 inserts,
                 kills: vec![],
+                ..Command::default()
             });
         }
         partition.work();

@@ -87,6 +87,7 @@ fn a_graph_of_the_dead_goes_on() {
     commands.push(Command {
         inserts: vec![],
         kills: (0..all).map(VectorId).collect(),
+        ..Command::default()
     });
     commands.iter().for_each(|command| partition.apply(command));
     partition.work();
@@ -117,6 +118,7 @@ fn a_generation_may_begin_empty() {
     partition.apply(&Command {
         inserts: vec![],
         kills: (0..all).map(VectorId).collect(),
+        ..Command::default()
     });
     let status = partition.index.status();
     assert_eq!(
@@ -151,6 +153,35 @@ fn a_generation_may_begin_empty() {
     }
 }
 
+/// A generation whose base does not end with the newest vector, and then the next one, begun by
+/// deaths alone: the ids go on where the log is.
+#[test]
+fn a_generation_of_deaths_alone_knows_what_comes_next() {
+    let mut partition = Partition::new(shape(Kernel::detect(), Metric::L2));
+    log(5, 3_000, 0)
+        .iter()
+        .for_each(|command| partition.apply(command));
+    let all = partition.vectors.len() as u64;
+    let kills = |ids: std::ops::Range<u64>| Command {
+        inserts: vec![],
+        kills: ids.map(VectorId).collect(),
+        ..Command::default()
+    };
+    partition.apply(&kills(all - 600..all));
+    partition.apply(&kills(0..600));
+    assert_eq!(partition.index.sealed().generation, 3);
+    for generation in &partition.generations[1..] {
+        assert_eq!(generation.first, VectorId(all));
+    }
+    let restarted = partition.restart(shape(Kernel::detect(), Metric::L2), None);
+    partition.index = restarted.index;
+    partition.apply(&log(6, 1, 0).pop().expect("a command"));
+    let last = VectorId(partition.vectors.len() as u64 - 1);
+    let point = partition.vectors[&last].components.clone();
+    let found = partition.index.search(&point, 1, 16, &everything);
+    assert_eq!(found[0].id, last);
+}
+
 /// The old generation serves until the new one has caught up; then the old one goes.
 #[test]
 fn generations_take_turns() {
@@ -165,6 +196,7 @@ fn generations_take_turns() {
     partition.apply(&Command {
         inserts: vec![],
         kills,
+        ..Command::default()
     });
     assert_eq!(partition.index.sealed().generation, 2);
     let status = partition.index.status();
@@ -187,6 +219,59 @@ fn generations_take_turns() {
     check_reachable(&partition);
 }
 
+/// Generations begin faster than they are linked: few are held, one takes over, and in the end the
+/// topology is that of a replica which kept up.
+#[test]
+fn generations_that_pile_up_are_bounded() {
+    let shape = shape(Kernel::detect(), Metric::Cosine);
+    let mut log = log(37, 4_000, 0);
+    let mut live: Vec<u64> = (0..4_000).collect();
+    for _ in 0..6 {
+        let killed = live.len() * 16 / 100;
+        let kills = live.drain(..killed).map(VectorId).collect();
+        log.push(Command {
+            inserts: vec![],
+            kills,
+            ..Command::default()
+        });
+    }
+    let (mut prompt, mut lagging) = (Partition::new(shape), Partition::new(shape));
+    for command in &log {
+        prompt.apply(command);
+        prompt.work();
+        lagging.apply(command);
+        let held = lagging.index.status().generations as usize;
+        assert!(held <= GENERATIONS_HELD_MAX);
+    }
+    assert_eq!(prompt.generations.len(), 7);
+    assert_eq!(lagging.index.status().generations, 3);
+    // Now links of a generation that is left out after a restart are passed over.
+    let links = lagging.snapshot();
+    log = super::log(38, 1_500, 60);
+    for command in &log {
+        for partition in [&mut prompt, &mut lagging] {
+            partition.apply(command);
+        }
+        prompt.work();
+    }
+    let rebuilt = lagging.restart(shape, Some(&links));
+    assert!(matches!(rebuilt.snapshot, SnapshotUse::Used));
+    assert!(rebuilt.index.status().generations as usize <= GENERATIONS_HELD_MAX);
+    for index in [&lagging.index, &rebuilt.index] {
+        let mut is_second = false;
+        while let Some(job) = index.next_job() {
+            index.commit(index.run(&job));
+            is_second |= index.status().serving.generation == 2;
+        }
+        assert!(is_second, "the generation that was next has taken over");
+        assert_eq!(index.status().generations, 1);
+        assert_eq!(
+            index.digest_at(prompt.index.sealed()),
+            Some(prompt.digest())
+        );
+    }
+}
+
 #[test]
 fn any_damage_to_a_snapshot_is_noticed() {
     let partition = linked(31);
@@ -198,13 +283,16 @@ fn any_damage_to_a_snapshot_is_noticed() {
             rebuilt.index.status().newest.jobs == 0,
             "no link of it is used"
         );
+        work_off(&rebuilt.index, &Alone);
+        let digest = rebuilt.index.digest_at(partition.index.sealed());
+        assert_eq!(digest, Some(partition.digest()), "links come back the same");
         match rebuilt.snapshot {
             SnapshotUse::Refused(error) => error,
             SnapshotUse::Absent | SnapshotUse::Used => panic!("a damaged snapshot was taken"),
         }
     };
     let mut random = StdRng::seed_from_u64(32);
-    for _ in 0..30 {
+    for _ in 0..15 {
         let mut bad = good.clone();
         let place = random.random_range(0..bad.len());
         bad[place] ^= 1 << random.random_range(0..8);

@@ -76,6 +76,7 @@ fn filled(partitions: u32, rows: &[Vec<f32>]) -> Vec<Partition> {
         indexes[part].apply(&Command {
             inserts: vec![(id.hash(), row.clone())],
             kills: vec![],
+            ..Command::default()
         });
     }
     indexes.iter().for_each(|partition| {

@@ -6,6 +6,7 @@ mod basics;
 mod converge;
 mod model;
 mod overlay;
+mod purges;
 mod recall;
 mod snapshots;
 mod support;

@@ -101,6 +101,7 @@ pub fn forget(name: &str, context: EdgeContext) -> Op {
         id: id(name),
         expected: Expected::Anything,
         context,
+        purge: false,
     })
 }
 

@@ -92,13 +92,16 @@ fn arb_remember() -> impl Strategy<Value = Remember> {
 }
 
 fn arb_op() -> impl Strategy<Value = Op> {
-    let forget = (arb_id(), arb_expected(), arb_context()).prop_map(|(id, expected, context)| {
-        Op::Forget(Forget {
-            id,
-            expected,
-            context,
-        })
-    });
+    let forget = (arb_id(), arb_expected(), arb_context(), any::<bool>()).prop_map(
+        |(id, expected, context, purge)| {
+            Op::Forget(Forget {
+                id,
+                expected,
+                context,
+                purge,
+            })
+        },
+    );
     let associate = (arb_id(), arb_out_edge()).prop_map(|(from, edge)| {
         let OutEdge {
             to,
@@ -261,6 +264,7 @@ fn arb_command() -> impl Strategy<Value = PartitionCommand> {
         1 => (arb_context(), vec(arb_key(), 0..4))
             .prop_map(|(frontier, edges)| PartitionCommand::Fold { frontier, edges }),
         1 => any::<u64>().prop_map(|mark| PartitionCommand::Mark { mark: MarkId(mark) }),
+        1 => Just(PartitionCommand::Renew),
         1 => Just(PartitionCommand::Drop),
     ]
 }
