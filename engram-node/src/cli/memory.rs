@@ -64,6 +64,10 @@ pub struct ForgetArgs {
     /// Forget only this version
     #[arg(long, value_name = "VERSION")]
     pub expected_version: Option<u64>,
+    /// Remove it from index, log and snapshots of every replica, too; `engram space describe` tells
+    /// when that is done. Backups are not covered
+    #[arg(long)]
+    pub purge: bool,
 }
 
 fn parse_property(text: &str) -> Result<(String, Value), String> {
@@ -217,6 +221,7 @@ pub async fn forget(args: &ForgetArgs, client_args: &ClientArgs) -> Result<Exit,
     let request = v1::ForgetRequest {
         id: args.id.clone(),
         expected_version: args.expected_version,
+        purge: args.purge,
         ..Default::default()
     };
     let answer = client_args
@@ -224,10 +229,19 @@ pub async fn forget(args: &ForgetArgs, client_args: &ClientArgs) -> Result<Exit,
         .space(&args.space)
         .forget_with(request)
         .await?;
-    let value = json!({ "id": args.id, "existed": answer.existed });
-    client_args.output.print(&value, || match answer.existed {
-        true => format!("forgot {}", args.id),
-        false => format!("{}: no such memory", args.id),
+    let value = json!({ "id": args.id, "existed": answer.existed, "purging": args.purge });
+    client_args.output.print(&value, || {
+        let forgot = match answer.existed {
+            true => format!("forgot {}", args.id),
+            false => format!("{}: no such memory", args.id),
+        };
+        match args.purge {
+            true => format!(
+                "{forgot}\nthe purge is under way; try: engram space describe {}\nbackups are not covered",
+                args.space
+            ),
+            false => forgot,
+        }
     })?;
     Ok(if answer.existed {
         Exit::Ok

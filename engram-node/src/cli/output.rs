@@ -209,6 +209,10 @@ pub fn partition_json(partition: &v1::Partition) -> Value {
             "folded_edges": replica.folded_edges,
             "edge_conflicts": replica.edge_conflicts,
             "reused_dots": replica.reused_dots,
+            "index_bytes": replica.index_bytes,
+            "index_generations": replica.index_generations,
+            "purge_last": replica.purge_last,
+            "purge_done": replica.purge_done,
         })
     });
     json!({

@@ -259,6 +259,15 @@ async fn list(client: &Client, args: &ClientArgs) -> Result<(), Failure> {
     })
 }
 
+/// A line about purges that are not done.
+fn purging(partitions: &[u64]) -> String {
+    let ids: Vec<String> = partitions.iter().map(u64::to_string).collect();
+    match ids.is_empty() {
+        true => String::new(),
+        false => format!("\npurges under way in partitions {}", ids.join(", ")),
+    }
+}
+
 async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), Failure> {
     let answer = client.describe_space(name).await?;
     let space = answer.space.unwrap_or_default();
@@ -266,13 +275,20 @@ async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), 
         "space": space_json(&space),
         "memories": answer.memories,
         "edges": answer.edges,
+        "index_bytes": answer.index_bytes,
+        "purging": answer.purging,
         "partitions": answer.partitions.iter().map(partition_json).collect::<Vec<_>>(),
     });
     args.output.print(&value, || {
         let memories = thousands(answer.memories);
         let edges = thousands(answer.edges);
+        let index = format!(
+            "index: {:.1} MiB of memory on all replicas{}",
+            answer.index_bytes as f64 / f64::from(1 << 20),
+            purging(&answer.purging)
+        );
         format!(
-            "{} ({})\n{memories} memories, {edges} associations\n\n{}",
+            "{} ({})\n{memories} memories, {edges} associations\n{index}\n\n{}",
             space.name,
             summary(&space),
             super::cluster::partition_table(&answer.partitions)

@@ -26,6 +26,7 @@ pub(super) struct FileConfig {
     pub replace_after_seconds: Option<u64>,
     pub snapshot_bytes_per_second: Option<u64>,
     pub log_marks: Option<LogMarks>,
+    pub index_tail_max: Option<u32>,
     pub limits: LimitArgs,
 }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use crate::replica::{INDEX_TAIL_MAX_DEFAULT, INDEX_TAIL_MAX_LEAST};
+
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
 pub const DEFAULT_HTTP_LISTEN: &str = "127.0.0.1:7402";
@@ -90,6 +92,10 @@ pub struct StartArgs {
     /// acknowledged (a second sync for each write). [default: lazy]
     #[arg(long, env = "ENGRAM_LOG_MARKS", value_enum)]
     pub log_marks: Option<LogMarks>,
+    /// Embeddings of one partition that may wait for their links before writers wait, too.
+    /// [default: 16384]
+    #[arg(long, env = "ENGRAM_INDEX_TAIL_MAX", value_name = "N")]
+    pub index_tail_max: Option<u32>,
     #[command(flatten)]
     pub limits: LimitArgs,
 }
@@ -147,6 +153,8 @@ pub struct Config {
     pub replace_after: Duration,
     pub snapshot_bytes_per_second: u64,
     pub log_marks: LogMarks,
+    /// Embeddings of one partition that may wait for their links before writers wait, too.
+    pub index_tail_max: u32,
     pub limits: Limits,
     pub raft: RaftOptions,
 }
@@ -259,6 +267,10 @@ impl StartArgs {
                 .snapshot_bytes_per_second
                 .or(file.snapshot_bytes_per_second)
                 .unwrap_or(DEFAULT_SNAPSHOT_BYTES_PER_SECOND),
+            index_tail_max: self
+                .index_tail_max
+                .or(file.index_tail_max)
+                .unwrap_or(INDEX_TAIL_MAX_DEFAULT),
             limits: self.limits.over(&file.limits),
             raft: RaftOptions::default(),
         };
@@ -311,6 +323,13 @@ impl Config {
         }
         if self.zone.len() > ZONE_BYTES_MAX {
             return Err(invalid("--zone", &self.zone, "it is longer than 128 bytes"));
+        }
+        if self.index_tail_max < INDEX_TAIL_MAX_LEAST {
+            return Err(invalid(
+                "--index-tail-max",
+                self.index_tail_max.to_string(),
+                "at least four windows are expected: 1024",
+            ));
         }
         if self.snapshot_bytes_per_second == 0 {
             return Err(invalid(

@@ -7,6 +7,7 @@
 
 mod campaign;
 mod codec;
+mod compaction;
 mod config;
 mod damage;
 mod group;
@@ -33,6 +34,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
 
+pub use compaction::{Compaction, LogMoment};
 pub use config::ConsensusConfig;
 pub use damage::RepairError;
 pub use inspect::{GroupStatus, LogEntryStatus};

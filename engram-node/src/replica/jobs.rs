@@ -77,6 +77,7 @@ fn run_one(shared: &Shared) -> bool {
             let id = partition.id();
             tracing::error!(partition = %id, %error, "cannot let go of an old generation");
         }
+        shared.gate.open();
         let took = shared.seams.clock.monotonic().saturating_sub(began);
         metrics::counter!("engram_index_jobs_total").increment(1);
         metrics::histogram!("engram_index_job_seconds").record(took.as_secs_f64());

@@ -3,14 +3,17 @@
 //! [`Replicas`] is the registry that routing and the services read; it gives consensus the
 //! machine of each data group and drives the index jobs of all partitions. [`machine`] applies
 //! log entries to the partitions of one group; [`jobs`] links windows on blocking threads and
-//! saves the links now and then, so that a restart need not link again. What must hold: a
+//! saves the links now and then, so that a restart need not link again; [`gate`] holds writers back while it lags;
+//! [`purging`] makes what was purged go away. What must hold: a
 //! partition is in the registry only while its state is whole; which partitions a group has is
 //! itself state of the group, changed by its log.
 
 mod crew;
+mod gate;
 mod group;
 mod jobs;
 mod machine;
+mod purging;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +29,10 @@ use parking_lot::RwLock;
 use tokio::sync::Notify;
 
 pub use self::crew::Hands;
+pub use self::gate::{INDEX_TAIL_MAX_DEFAULT, INDEX_TAIL_MAX_LEAST, LinkGate, LinkingLags};
 use self::group::GroupPartitions;
 pub use self::machine::DataMachine;
+pub use self::purging::{Cleared, Purging};
 use crate::consensus::{Machine, MachineError, MachineFactory};
 use crate::seams::Seams;
 
@@ -53,12 +58,21 @@ struct Shared {
     work: Arc<Notify>,
     /// Cores that jobs may use.
     hands: Hands,
+    /// Where writers wait for linking.
+    gate: LinkGate,
+    cleared: Cleared,
 }
 
 impl Replicas {
-    /// Starts the job runner; the partitions come with their groups.
+    /// Starts the job runner; the partitions come with their groups. `index_tail_max` is the bound
+    /// at which writers wait for linking.
     #[must_use]
-    pub fn new(seams: Seams, storage: Arc<dyn Storage>, data_dir: &Path) -> Arc<Self> {
+    pub fn new(
+        seams: Seams,
+        storage: Arc<dyn Storage>,
+        data_dir: &Path,
+        index_tail_max: u32,
+    ) -> Arc<Self> {
         let shared = Arc::new(Shared {
             seams,
             storage,
@@ -66,6 +80,8 @@ impl Replicas {
             open: RwLock::default(),
             work: Arc::default(),
             hands: Hands::new(std::thread::available_parallelism().map_or(1, usize::from)),
+            gate: LinkGate::new(index_tail_max),
+            cleared: Cleared::default(),
         });
         jobs::start(&shared);
         Arc::new(Self { shared })
@@ -84,6 +100,18 @@ impl Replicas {
     #[must_use]
     pub fn partitions(&self) -> Vec<(GroupId, Arc<Partition>)> {
         self.shared.all()
+    }
+
+    /// Where writers wait for linking.
+    #[must_use]
+    pub fn gate(&self) -> &LinkGate {
+        &self.shared.gate
+    }
+
+    /// Purges of which nothing is left here.
+    #[must_use]
+    pub fn cleared(&self) -> &Cleared {
+        &self.shared.cleared
     }
 
     /// Blocks. The bound of stamps that this node kept last.

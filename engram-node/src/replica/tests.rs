@@ -9,14 +9,14 @@ use engram_core::command::{
     Applied, Expected, Op, OpOutcome, PartitionCommand, Rejection, Remember, Write,
 };
 use engram_core::partition::Partition;
-use engram_core::storage::{Batch, MemoryStorage, RocksOptions, Storage};
+use engram_core::storage::{Batch, Durability, MemoryStorage, RocksOptions, Storage};
 use engram_core::types::{
     ClientId, Decay, Embedding, GroupId, Hlc, IndexParameters, MemoryId, Metric, PartitionId,
     SlotRange, SpaceConfig, SpaceId, Unit,
 };
 use engram_proto::convert::{decode_applied, encode_group_command};
 
-use super::Replicas;
+use super::{INDEX_TAIL_MAX_DEFAULT, INDEX_TAIL_MAX_LEAST, LinkGate, LinkingLags, Replicas};
 use crate::consensus::{Machine, MachineError, MachineFactory as _};
 use crate::seams::{Seams, os};
 
@@ -42,7 +42,7 @@ impl Node {
     fn over(storage: MemoryStorage, dir: tempfile::TempDir) -> Self {
         let seams = os::seams(RocksOptions::default());
         let shared: Arc<dyn Storage> = Arc::new(storage.clone());
-        let replicas = Replicas::new(seams.clone(), shared, dir.path());
+        let replicas = Replicas::new(seams.clone(), shared, dir.path(), INDEX_TAIL_MAX_DEFAULT);
         let machine = replicas.open(GROUP).unwrap();
         Self {
             seams,
@@ -290,6 +290,43 @@ async fn jobs_are_run_and_their_links_are_there_after_a_restart() {
         (restored.generation, restored.jobs),
         (linked.generation, linked.jobs)
     );
+}
+
+/// Nobody links, and a writer is refused; somebody does, and it goes on.
+#[tokio::test]
+async fn writers_wait_while_linking_lags() {
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let PartitionCommand::Create { config, slots } = create() else {
+        unreachable!("it is a creation");
+    };
+    let mut batch = Batch::new();
+    let partition = Partition::create(Arc::clone(&storage), FIRST, config, slots, &mut batch);
+    storage.write(batch, Durability::Buffered).unwrap();
+    let seams = os::seams(RocksOptions::default());
+    let gate = LinkGate::new(0);
+    let (tail_max, tail) = (INDEX_TAIL_MAX_LEAST, INDEX_TAIL_MAX_LEAST + 1);
+    for counter in 1..=u64::from(tail) {
+        let passed = gate.pass(&seams, &partition, Duration::ZERO).await;
+        assert_eq!(passed, Ok(()), "the tail is within the bound");
+        let command = remember(counter);
+        let entry = encode_group_command(FIRST, &command);
+        partition.apply(&command, &entry, Batch::new()).unwrap();
+    }
+    let refused = gate
+        .pass(&seams, &partition, Duration::from_millis(10))
+        .await;
+    assert_eq!(refused, Err(LinkingLags { tail, tail_max }));
+
+    let link = async {
+        while let Some(job) = partition.next_job() {
+            tokio::task::yield_now().await;
+            partition.commit(partition.run(&job)).unwrap();
+            gate.open();
+        }
+    };
+    let wait = Duration::from_secs(60);
+    let (passed, ()) = tokio::join!(gate.pass(&seams, &partition, wait), link);
+    assert_eq!(passed, Ok(()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

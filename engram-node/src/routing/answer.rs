@@ -202,6 +202,10 @@ fn status(partition: &Partition) -> peer::StatusAnswer {
         folded_edges: status.folded_edges,
         edge_conflicts: status.edge_conflicts,
         reused_dots: status.overlay_conflicts,
+        index_bytes: status.index.bytes,
+        index_generations: status.index.generations,
+        purge_last: status.purges.last.0,
+        purge_done: 0,
         // Known to consensus only: the caller fills them in.
         leader: 0,
         epoch: 0,

@@ -192,6 +192,7 @@ impl Here {
         self.check_leads(group)?;
         let mut removals = None;
         if let PartitionCommand::Write(write) = &mut command {
+            self.pass_gate(&replica, write, wait).await?;
             write.stamp = self.next_stamp().await?;
             if write
                 .ops
@@ -214,6 +215,25 @@ impl Here {
         let reply = self.inner.groups.propose(group, entry, wait).await?;
         drop(removals);
         decode_applied(&reply).map_err(|error| Refusal::Unknown(format!("the answer: {error}")))
+    }
+
+    /// A write with embeddings waits while linking lags.
+    async fn pass_gate(
+        &self,
+        replica: &Partition,
+        write: &Write,
+        wait: Duration,
+    ) -> Result<(), Refusal> {
+        let embeds =
+            |(_, op): &(u32, Op)| matches!(op, Op::Remember(memory) if memory.embedding.is_some());
+        match self.inner.locals.gate() {
+            // Half of the time is left for the log.
+            Some(gate) if write.ops.iter().any(embeds) => gate
+                .pass(&self.inner.seams, replica, wait / 2)
+                .await
+                .map_err(|lags| Refusal::Overloaded(lags.to_string())),
+            _ => Ok(()),
+        }
     }
 
     /// Reads a partition here, if this replica may serve such a read now.
@@ -265,6 +285,7 @@ impl Here {
             status.epoch = leadership.epoch;
             status.stopped = self.inner.groups.why_stopped(group).unwrap_or_default();
             status.catching_up = self.inner.groups.catching_up(group);
+            status.purge_done = self.inner.locals.purged(partition).0;
         }
         Ok(served)
     }

@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use engram_core::partition::Partition;
 use engram_core::storage::StorageError;
-use engram_core::types::{GroupId, Hlc, NodeId, PartitionId};
+use engram_core::types::{GroupId, Hlc, NodeId, PartitionId, Sequence};
 use engram_proto::peer::{
     AcceptLocalRequest, AcceptLocalResponse, CatchUp, ProposeRequest, ProposeResponse, ReadRequest,
     ReadResponse,
 };
 
 use crate::consensus::{BarrierError, Consensus, Leadership, ProposeError};
-use crate::replica::Replicas;
+use crate::replica::{LinkGate, Replicas};
 use crate::transport::{PeerChannel, Peers};
 
 /// The Raft groups of this node.
@@ -92,6 +92,15 @@ pub trait Locals: Send + Sync {
     /// # Errors
     /// When storage cannot be written.
     fn keep_stamp(&self, bound: Hlc) -> Result<(), StorageError>;
+    /// Where writes with embeddings wait for linking.
+    fn gate(&self) -> Option<&LinkGate> {
+        None
+    }
+    /// Purges up to this command have left nothing here.
+    fn purged(&self, partition: PartitionId) -> Sequence {
+        let _ = partition;
+        Sequence(0)
+    }
 }
 
 impl Locals for Replicas {
@@ -109,6 +118,14 @@ impl Locals for Replicas {
 
     fn keep_stamp(&self, bound: Hlc) -> Result<(), StorageError> {
         Self::keep_stamp(self, bound)
+    }
+
+    fn gate(&self) -> Option<&LinkGate> {
+        Some(Self::gate(self))
+    }
+
+    fn purged(&self, partition: PartitionId) -> Sequence {
+        self.cleared().of(partition)
     }
 }
 

@@ -26,7 +26,7 @@ use crate::placement::leaders::Leaders;
 use crate::placement::manager::Manager;
 use crate::placement::mover::Mover;
 use crate::placement::reconciler::Reconciler;
-use crate::replica::Replicas;
+use crate::replica::{Purging, Replicas};
 use crate::seams::{Datagrams, Listener, Seams};
 use crate::security::{Security, SecurityOptions, check_exposure};
 use crate::services::{self, Services};
@@ -153,6 +153,7 @@ impl Parts {
             plane: core.plane.clone(),
             consensus: core.consensus.clone(),
             storage: Arc::clone(&self.storage),
+            replicas: Arc::clone(&core.replicas),
         });
         self.serve_http(ports.http, &health, &background);
         let beats = Heartbeats::new(
@@ -231,6 +232,7 @@ impl Parts {
             self.seams.clone(),
             Arc::clone(&self.storage),
             &self.config.data_dir,
+            self.config.index_tail_max,
         );
         let data: Arc<dyn MachineFactory> = Arc::clone(&replicas) as _;
         let machines = Machines {
@@ -384,6 +386,13 @@ impl Parts {
             overlays: services.overlays(),
         };
         seams.spawn("reconciler", reconciler.run(stop()));
+        let purging = Purging::new(
+            seams.clone(),
+            core.plane.local(),
+            consensus(),
+            Arc::clone(&core.replicas),
+        );
+        seams.spawn("purging", purging.run(stop()));
         self.start_placement(core, membership, services, background);
     }
 

@@ -16,6 +16,7 @@ use crate::control::join::refresh;
 use crate::control::{ControlCommand, ControlPlane, NodeDescription, NodeRecord};
 use crate::http::Health;
 use crate::liveness::{BEAT_PERIOD, Heartbeats};
+use crate::replica::Replicas;
 use crate::seams::Seams;
 use crate::transport::Peers;
 
@@ -152,6 +153,35 @@ pub struct NodeHealth {
     pub plane: ControlPlane,
     pub consensus: Consensus,
     pub storage: Arc<dyn Storage>,
+    pub replicas: Arc<Replicas>,
+}
+
+impl NodeHealth {
+    /// Memory of the vector indexes here, by space, and how each partition's is doing.
+    fn observe_indexes(&self) {
+        let map = self.plane.map();
+        let mut of_space: BTreeMap<&str, u64> = BTreeMap::new();
+        // A space without a replica here any more goes back to nothing.
+        for space in map.spaces.values() {
+            of_space.insert(space.config.name.as_str(), 0);
+        }
+        for (_, partition) in self.replicas.partitions() {
+            let index = partition.status().index;
+            let id = partition.id();
+            if let Some((space, _)) = map.partition(id) {
+                *of_space.entry(space.config.name.as_str()).or_default() += index.bytes;
+            }
+            let set = |name: &'static str, value: f64| {
+                metrics::gauge!(name, "partition" => id.to_string()).set(value);
+            };
+            set("engram_index_tail", f64::from(index.tail));
+            set("engram_index_jobs_waiting", index.jobs_waiting as f64);
+            set("engram_index_generations", f64::from(index.generations));
+        }
+        for (space, bytes) in of_space {
+            metrics::gauge!("engram_index_bytes", "space" => space.to_owned()).set(bytes as f64);
+        }
+    }
 }
 
 impl Health for NodeHealth {
@@ -194,6 +224,7 @@ impl Health for NodeHealth {
         metrics::gauge!("engram_cluster_partitions").set(map.partitions().count() as f64);
         metrics::gauge!("engram_control_index").set(map.index as f64);
         metrics::gauge!("engram_store_bytes").set(self.storage.bytes_on_disk() as f64);
+        self.observe_indexes();
         metrics::gauge!("engram_ready").set(f64::from(u8::from(self.ready().is_ok())));
     }
 }

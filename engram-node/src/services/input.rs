@@ -229,11 +229,12 @@ fn edge_ref(edge: Option<&v1::EdgeRef>) -> Result<(MemoryId, MemoryId, Relation)
 }
 
 /// A forgetting; its context is filled in where it is proposed.
-pub fn forget(id: &str, version: Option<u64>) -> Result<Forget, InputError> {
+pub fn forget(id: &str, version: Option<u64>, purge: bool) -> Result<Forget, InputError> {
     Ok(Forget {
         id: memory_id("the memory's id", id)?,
         expected: expected(version),
         context: EdgeContext::default(),
+        purge,
     })
 }
 

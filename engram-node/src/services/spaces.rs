@@ -151,6 +151,11 @@ impl Services {
                 .unwrap_or_default()
         };
         Ok(v1::DescribeSpaceResponse {
+            purging: partitions
+                .iter()
+                .filter(|partition| is_purging(partition))
+                .map(|partition| partition.id)
+                .collect(),
             space: Some(api_space_of(&space)),
             memories: partitions
                 .iter()
@@ -159,6 +164,11 @@ impl Services {
             edges: partitions
                 .iter()
                 .map(|partition| newest(partition).edges)
+                .sum(),
+            index_bytes: partitions
+                .iter()
+                .flat_map(|partition| &partition.replicas)
+                .map(|replica| replica.index_bytes)
                 .sum(),
             partitions,
         })
@@ -268,6 +278,14 @@ fn api_space(config: &SpaceConfig, partitions: usize, replicas: u32) -> v1::Spac
         decay: decay_to_api(config.decay),
         quantization: v1::Quantization::from(config.index.quantization).into(),
     }
+}
+
+/// Whether a replica may still hold something of what was purged. One that does not answer may,
+/// whenever anything was.
+fn is_purging(partition: &v1::Partition) -> bool {
+    let replicas = &partition.replicas;
+    let last = replicas.iter().map(|replica| replica.purge_last).max();
+    last.is_some_and(|last| replicas.iter().any(|replica| replica.purge_done < last))
 }
 
 #[cfg(test)]

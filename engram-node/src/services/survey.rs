@@ -134,6 +134,10 @@ fn add(partition: &mut v1::Partition, node: NodeId, answer: Survey) {
         folded_edges: status.folded_edges,
         edge_conflicts: status.edge_conflicts,
         reused_dots: status.reused_dots,
+        index_bytes: status.index_bytes,
+        index_generations: status.index_generations,
+        purge_last: status.purge_last,
+        purge_done: status.purge_done,
         stopped: status.stopped,
         ..blank
     });

@@ -45,7 +45,11 @@ impl Services {
     ) -> Result<v1::ForgetResponse, Failure> {
         let space = self.space(&request.space, deadline).await?;
         let requester = self.requester(request.request.as_ref())?;
-        let op = Op::Forget(input::forget(&request.id, request.expected_version)?);
+        let op = Op::Forget(input::forget(
+            &request.id,
+            request.expected_version,
+            request.purge,
+        )?);
         match self.write_one(&space, requester, op, deadline).await? {
             (OpOutcome::Forgotten { existed }, token) => Ok(v1::ForgetResponse {
                 existed,

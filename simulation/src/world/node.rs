@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 
 use engram_node::config::{Config, Limits, LogFormat, LogMarks, RaftOptions};
+use engram_node::replica::INDEX_TAIL_MAX_DEFAULT;
 use engram_node::seams::Seams;
 use engram_node::server::{self, Server};
 use parking_lot::Mutex;
@@ -106,6 +107,7 @@ fn config(host: Host, peers: usize, log: LogPlan) -> Config {
         replace_after: Duration::from_secs(600),
         snapshot_bytes_per_second: 128 << 20,
         log_marks: LogMarks::Lazy,
+        index_tail_max: INDEX_TAIL_MAX_DEFAULT,
         limits: Limits::default(),
         raft: RaftOptions {
             snapshot_every_entries: log.snapshot_every,
