@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long test-neon check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -42,10 +42,11 @@ test: bootstrap ## unit, property, model and cluster tests
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
 
-test-long: bootstrap ## properties on fifty times as many cases (50,000 spreads whose nodes die), and the long simulations
+test-long: bootstrap ## properties on fifty times as many cases (50,000 spreads whose nodes die), index topology, and the long simulations
 	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
 	  --package engram-core --lib -- edges:: partition::tests::converge \
 	  spread::tests::push spread::tests::partial
+	@$(CARGO) test $(SELECT) --profile release --package engram-core --lib -- --ignored index::tests::product
 	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
 
 test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves, growth, backups
@@ -54,6 +55,9 @@ test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves,
 	else \
 	  $(CARGO) test $(SELECT) --test backup --test cluster --test faults --test moves --test kill $(ARGS); \
 	fi
+
+test-neon: ## distance kernels and index topology on emulated aarch64; skipped where the tools are missing
+	@scripts/test-neon.sh
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
@@ -103,6 +107,9 @@ bench-spread: bootstrap ## a local spread beside a plain CSR loop, databases and
 bench-spread-cluster: bootstrap ## spreads through three real nodes, and one: docs/benchmarks/spread-cluster.md (ENGRAM_DATA=directory that holds wordnet/)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
 	@scripts/bench_spread_cluster.py $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
+
+bench-index: bootstrap ## the vector index beside hnswlib, usearch, faiss and hnsw_rs (ENGRAM_DATA=directory that holds wordnet/)
+	@scripts/bench-index.sh $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \
