@@ -370,13 +370,17 @@ def fastest(builds, threads, what):
     return min(run[what] for run in runs) if runs else None
 
 
+def both(builds, threads):
+    return f"{cell(fastest(builds, threads, 'wall'))}, {cell(fastest(builds, threads, 'cpu'))}"
+
+
 def cell(value, form="{:.1f}"):
     return "-" if value is None else form.format(value)
 
 
 def table(result):
     lines = [
-        "| index | build, 1 thread (s) | build, 2 threads (s) | QPS at recall .95 | QPS at recall .99 | at effort 64: recall, QPS, p50 / p99 (µs) | bytes a vector |",
+        "| index | build, 1 thread: wall, processor (s) | build, 2 threads: wall, processor (s) | QPS at recall .95 | QPS at recall .99 | at effort 64: recall, QPS, p50 / p99 (µs) | bytes a vector |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, index in result["indexes"].items():
@@ -387,7 +391,7 @@ def table(result):
             size = max((built["resident"] for built in last if built.get("resident")), default=None)
         middle = next((point for point in points if point["effort"] == 64), None)
         lines.append(
-            f"| {name} | {cell(fastest(builds, 1, 'wall'))} | {cell(fastest(builds, 2, 'wall'))} "
+            f"| {name} | {both(builds, 1)} | {both(builds, 2)} "
             f"| {cell(at_recall(points, 0.95), '{:,.0f}')} | {cell(at_recall(points, 0.99), '{:,.0f}')} | "
             + (f"{middle['recall']:.4f}, {middle['qps']:,.0f}, {middle['p50']:.0f} / {middle['p99']:.0f}" if middle else "-")
             + f" | {cell(size and size / result['rows'], '{:,.0f}')} |"
