@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long test-neon check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long test-neon test-split check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index bench-edges bench-gossip demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -42,12 +42,13 @@ test: bootstrap ## unit, property, model and cluster tests
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
 
-test-long: bootstrap ## properties on fifty times as many cases (50,000 spreads whose nodes die), index topology, and the long simulations
-	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(CARGO) test $(SELECT) --profile release \
-	  --package engram-core --lib -- edges:: partition::tests::converge \
-	  spread::tests::push spread::tests::partial
-	@$(CARGO) test $(SELECT) --profile release --package engram-core --lib -- --ignored index::tests::product
-	@$(CARGO) test $(SELECT) --profile release --package engram-simulation --lib -- --ignored
+# Without RocksDB, so that the optimised build is a matter of two minutes. Fifty times as many cases:
+# 100,000 for each property of edges.
+LONG := $(CARGO) test --locked --profile simulation --lib
+test-long: bootstrap ## tests that take minutes: properties on fifty times as many cases, spreads whose nodes die, index topology, 100 nodes
+	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(LONG) -p engram-core --no-default-features -- edges:: partition::tests::converge spread::tests::push spread::tests::partial
+	@$(LONG) -p engram-core --no-default-features -- --ignored index::tests::product
+	@$(LONG) -p engram-simulation --features planted -- --ignored
 
 test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves, growth, backups
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
@@ -58,6 +59,10 @@ test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves,
 
 test-neon: ## distance kernels and index topology on emulated aarch64; skipped where the tools are missing
 	@scripts/test-neon.sh
+
+test-split: RUNS ?= 20
+test-split: build ## split a cluster of real processes again and again, changing associations on both sides (RUNS=20)
+	@$(TARGET_DIR)/debug/split --runs $(RUNS) $(ARGS)
 
 check: bootstrap ## read-only: formatting, lints, licences and sources of dependencies
 	@$(CARGO) fmt --all --check
@@ -110,6 +115,13 @@ bench-spread-cluster: bootstrap ## spreads through three real nodes, and one: do
 
 bench-index: bootstrap ## the vector index beside hnswlib, usearch, faiss and hnsw_rs (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/bench-index.sh $(ARGS)
+
+bench-edges: bootstrap ## bytes of an association after many observations of it were folded
+	@$(CARGO) run --locked --profile simulation -p engram-benches --no-default-features --bin edges -- $(ARGS)
+
+bench-gossip: bootstrap ## clusters of 3 to 300 nodes in virtual time: convergence after a split, bytes of gossip; draws docs/benchmarks/gossip.svg
+	@mkdir -p docs/benchmarks
+	@$(CARGO) run --locked --profile simulation -p engram-simulation --features planted --bin gossip -- --svg docs/benchmarks/gossip.svg $(ARGS)
 
 demo-data: ## draw the demo's sample again (ENGRAM_DATA=directory that holds wordnet/)
 	@scripts/make_demo_data.py \

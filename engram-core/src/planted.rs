@@ -64,6 +64,11 @@ pub const REGISTRY: &[Bug] = &[
         "acknowledged writes, log matching: a replica is said to have what its disk never got",
     ),
     bug(
+        "fallback-new-request",
+        "a change that falls back to one replica's word gets a request id of its own",
+        "exactly once: the attempt at a majority is carried out late, and both count",
+    ),
+    bug(
         "fold-past-the-unheard",
         "evidence is folded that a replica which was not heard of may not have passed",
         "edges: removals that had seen it do not find it any more",
@@ -82,6 +87,11 @@ pub const REGISTRY: &[Bug] = &[
         "install-not-marked",
         "a snapshot's installation does not say so on disk before it begins",
         "liveness: after a crash in the middle the replica goes on from where it was and stops",
+    ),
+    bug(
+        "late-forward-served",
+        "a request that lay in a broken connection is served after its sender has given it up",
+        "edges: a removal takes evidence that was acknowledged after it",
     ),
     bug(
         "left-replica-stays",

@@ -13,8 +13,8 @@ use crate::command::{
 use crate::filter::Filter;
 use crate::limits;
 use crate::partition::{
-    ApplyError, Direction, FoundMemory, Neighbors, NeighborsQuery, Partition, PartitionStatus,
-    ReadError, RecallQuery, Recalled,
+    ApplyError, Direction, EdgeAges, FoundMemory, Neighbors, NeighborsQuery, Partition,
+    PartitionStatus, ReadError, RecallQuery, Recalled,
 };
 use crate::spread::{self, SpreadError, SpreadOutcome, SpreadParameters};
 use crate::storage::{Batch, StorageError};
@@ -339,9 +339,11 @@ impl Space {
     pub fn spread(&self, query: &SpreadQuery) -> Result<SpreadOutcome, SpreadError<ReadError>> {
         let now_millis = (self.shared.options.now_millis)();
         self.make_arrays();
-        let adjacency = self
-            .partition
-            .adjacency(query.filter.clone(), None, now_millis);
+        let ages = EdgeAges {
+            now_millis,
+            decay: query.parameters.edge_decay,
+        };
+        let adjacency = self.partition.adjacency(query.filter.clone(), None, ages);
         let seeds: Vec<(MemoryHash, u64)> = query
             .seeds
             .iter()

@@ -13,9 +13,9 @@ use super::read;
 use super::view::{Direction, PartitionView, ReadError};
 use crate::filter::Filter;
 use crate::keys;
-use crate::spread::{Adjacency, OutEdge, Projected};
+use crate::spread::{Adjacency, OutEdge, Projected, Projection};
 use crate::storage::{Family, StorageError};
-use crate::types::{EdgeContext, MemoryHash, MemoryId, Relation};
+use crate::types::{Decay, EdgeContext, MemoryHash, MemoryId, Relation};
 
 /// One pinned state of a partition for one query.
 pub struct PartitionAdjacency {
@@ -25,37 +25,58 @@ pub struct PartitionAdjacency {
     filter: Option<Filter>,
     /// `None` follows all.
     relations: Option<BTreeSet<Relation>>,
-    now_millis: u64,
+    ages: EdgeAges,
     /// Memories looked at so far: the id of those that the query sees.
     resolved: Mutex<BTreeMap<MemoryHash, Option<MemoryId>>>,
 }
 
+/// How a query reads the age of edges.
+#[derive(Clone, Copy, Debug)]
+pub struct EdgeAges {
+    pub now_millis: u64,
+    /// The query's own law; `None`: the space's.
+    pub decay: Option<Decay>,
+}
+
+impl From<u64> for EdgeAges {
+    /// The space's law at this time.
+    fn from(now_millis: u64) -> Self {
+        let decay = None;
+        Self { now_millis, decay }
+    }
+}
+
 impl Partition {
-    /// The partition as it is now, for a spread that reads decay at `now_millis`.
+    /// The partition as it is now, for a spread that reads decay like this.
     #[must_use]
     pub fn adjacency(
         &self,
         filter: Option<Filter>,
         relations: Option<BTreeSet<Relation>>,
-        now_millis: u64,
+        ages: impl Into<EdgeAges>,
     ) -> PartitionAdjacency {
+        let ages: EdgeAges = ages.into();
         let (view, graph) = {
             let published = self.published.read();
             (self.view_of(&published), published.graph.clone())
         };
-        let projected = graph.arrays().map(|arrays| {
+        let decay = ages.decay.unwrap_or(view.state.config.decay);
+        if graph.arrays().is_none() {
+            self.graph_wanted.store(true, Ordering::Relaxed);
+        }
+        // The arrays of a space without decay know no ages: such a query reads records.
+        let knows_ages = |arrays: &&Arc<_>| decay == Decay::None || has_ages(arrays);
+        let arrays = graph.arrays().filter(knows_ages);
+        let projected = arrays.map(|arrays| {
             Arc::new(Projected {
                 graph: Arc::clone(arrays),
                 changed: graph.changed().clone(),
                 slots: view.state.slots,
-                decay: view.state.config.decay,
-                now_millis,
+                decay,
+                now_millis: ages.now_millis,
                 filtered: filter.is_some(),
             })
         });
-        if projected.is_none() {
-            self.graph_wanted.store(true, Ordering::Relaxed);
-        }
         let resolved = Mutex::default();
         PartitionAdjacency {
             view,
@@ -63,10 +84,14 @@ impl Partition {
             projected,
             filter,
             relations,
-            now_millis,
+            ages,
             resolved,
         }
     }
+}
+
+fn has_ages(arrays: &Projection) -> bool {
+    arrays.edges() == 0 || arrays.has_stamps()
 }
 
 impl PartitionAdjacency {
@@ -79,7 +104,7 @@ impl PartitionAdjacency {
             projected: None,
             filter: self.filter.clone(),
             relations: self.relations.clone(),
-            now_millis: self.now_millis,
+            ages: self.ages,
             resolved: Mutex::default(),
         }
     }
@@ -97,6 +122,10 @@ impl PartitionAdjacency {
         let id = seen.map(|memory| memory.id);
         self.resolved.lock().insert(memory, id.clone());
         Ok(id)
+    }
+
+    fn decay(&self) -> Decay {
+        self.ages.decay.unwrap_or(self.view.state.config.decay)
     }
 
     fn follows(&self, relation: &Relation) -> bool {
@@ -117,10 +146,13 @@ impl PartitionAdjacency {
             }
         };
         let only_in_log = view.overlay.in_edges(memory).next().is_none();
+        let (decay, now_millis) = (self.decay(), self.ages.now_millis);
+        // Without arrays that know the ages that this query reads, the records do.
         if only_in_log
+            && self.projected.is_some()
             && self
                 .graph
-                .in_edges(view, memory, self.now_millis, &mut push)?
+                .in_edges(view, memory, (&decay, now_millis), &mut push)?
         {
             return Ok(());
         }
@@ -131,7 +163,7 @@ impl PartitionAdjacency {
             if value.is_live() {
                 push(InEdge {
                     from: key.from,
-                    weight: value.weight(&view.state.config.decay, self.now_millis),
+                    weight: value.weight(&decay, now_millis),
                     relation: key.relation,
                 });
             }
@@ -150,13 +182,17 @@ impl PartitionAdjacency {
         memory: MemoryHash,
         sink: &mut Vec<OutEdge>,
     ) -> Result<bool, ReadError> {
+        if self.projected.is_none() {
+            return Ok(false);
+        }
         let push = |edge: OutEdge| {
             if self.follows(&edge.relation) {
                 sink.push(edge);
             }
         };
+        let (decay, now_millis) = (self.decay(), self.ages.now_millis);
         self.graph
-            .out_edges(&self.view, memory, self.now_millis, push)
+            .out_edges(&self.view, memory, (&decay, now_millis), push)
     }
 }
 
@@ -194,7 +230,7 @@ impl Adjacency for PartitionAdjacency {
                     to: key.to,
                     slot: to.hash_slot(),
                     relation: key.relation.clone(),
-                    weight: value.weight(&view.state.config.decay, self.now_millis),
+                    weight: value.weight(&self.decay(), self.ages.now_millis),
                 });
             }
         };

@@ -256,13 +256,12 @@ impl GraphVersion {
         &self,
         view: &PartitionView,
         memory: MemoryHash,
-        now_millis: u64,
+        (decay, now_millis): (&Decay, u64),
         mut push: impl FnMut(OutEdge),
     ) -> Result<bool, ReadError> {
         let Some(arrays) = &self.arrays else {
             return Ok(false);
         };
-        let decay = &view.state.config.decay;
         if let Some(note) = self.notes.as_ref().and_then(|notes| notes.get(memory)) {
             for edge in &note.state(view, memory)?.edges {
                 push(edge.at(decay, now_millis));
@@ -289,7 +288,7 @@ impl GraphVersion {
         &self,
         view: &PartitionView,
         memory: MemoryHash,
-        now_millis: u64,
+        (decay, now_millis): (&Decay, u64),
         mut push: impl FnMut(InEdge),
     ) -> Result<bool, ReadError> {
         let (Some(arrays), Some(notes)) = (&self.arrays, &self.notes) else {
@@ -301,7 +300,6 @@ impl GraphVersion {
         let Some(vertex) = arrays.find(memory) else {
             return Ok(true);
         };
-        let decay = &view.state.config.decay;
         let mut before = None;
         for source in arrays.in_sources(vertex) {
             // Once for each edge, ascending.

@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use roaring::RoaringTreemap;
 
-pub use adjacency::PartitionAdjacency;
+pub use adjacency::{EdgeAges, PartitionAdjacency};
 pub use apply::ApplyError;
 pub use backup::{BackupKey, BackupRecord};
 pub use compare::Compared;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
-use crate::types::{Relation, Unit};
+use crate::types::{Decay, Relation, Unit};
 
 /// How a memory's activation is divided over its out-edges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct SpreadParameters {
     pub hops: u32,
     /// Share of a memory's activation that travels on.
     pub decay: Unit,
+    /// How weights fade with age, for the adjacency; `None`: as the space says.
+    pub edge_decay: Option<Decay>,
     /// Activation below which a (memory, hop) neither counts nor sends.
     pub threshold: u64,
     pub normalization: Normalization,
@@ -65,6 +67,7 @@ impl Default for SpreadParameters {
         Self {
             hops: 3,
             decay: Unit::from_bits(1 << 31).unwrap_or(Unit::ONE),
+            edge_decay: None,
             threshold: 0,
             normalization: Normalization::Fan,
             relations: None,

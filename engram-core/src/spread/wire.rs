@@ -16,7 +16,7 @@ use crate::types::{
     EdgeContext, HashSlot, MemoryHash, MemoryId, NodeId, PartitionId, Relation, SlotRange,
 };
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// 128 random bits that name a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -74,6 +74,23 @@ impl OverlayContext {
             && other.above.iter().all(|dot| self.covers(*dot))
     }
 
+    /// How many dots of this are not in the other.
+    #[must_use]
+    pub fn missing_in(&self, other: &Self) -> u64 {
+        let below = self.floors.iter().map(|(actor, floor)| {
+            let from = other.floor(*actor);
+            let dot = |n| OverlayDot { actor: *actor, n };
+            let single = if from < *floor {
+                other.above.range(dot(from + 1)..=dot(*floor)).count() as u64
+            } else {
+                0
+            };
+            floor.saturating_sub(from) - single
+        });
+        let above = self.above.iter().filter(|dot| !other.covers(**dot));
+        below.sum::<u64>() + above.count() as u64
+    }
+
     pub fn insert(&mut self, dot: OverlayDot) {
         if !self.covers(dot) {
             self.above.insert(dot);
@@ -180,6 +197,18 @@ mod tests {
         assert!(!context.covers(OverlayDot { actor: A, n: 4 }));
         context.insert(OverlayDot { actor: A, n: 4 });
         assert_eq!(context, OverlayContext::from_parts([(A, 5)], []));
+    }
+
+    #[test]
+    fn missing_dots_are_counted_one_by_one() {
+        let dot = |n| OverlayDot { actor: A, n };
+        let whole = OverlayContext::from_parts([(A, 6)], [dot(9)]);
+        let part = OverlayContext::from_parts([(A, 2)], [dot(4), dot(8)]);
+        // 3, 5, 6 and 9.
+        assert_eq!(whole.missing_in(&part), 4);
+        assert_eq!(part.missing_in(&whole), 1);
+        assert_eq!(whole.missing_in(&OverlayContext::default()), 7);
+        assert_eq!(whole.missing_in(&whole), 0);
     }
 
     #[test]

@@ -157,6 +157,32 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Longest half-life, in days.
+const HALF_LIFE_DAYS_MAX: u64 = 36_500;
+
+/// How fast associations fade; zero when they do not.
+pub fn parse_half_life(text: &str) -> Result<Duration, String> {
+    if text == "none" {
+        return Ok(Duration::ZERO);
+    }
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let seconds: u64 = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err("a half-life has a unit: s, m, h or d, for example 24h; or none".into()),
+    };
+    let count: u64 = digits
+        .parse()
+        .map_err(|_| format!("{digits:?} is no whole number"))?;
+    count
+        .checked_mul(seconds)
+        .filter(|total| (1..=HALF_LIFE_DAYS_MAX * 86_400).contains(total))
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("a half-life is between 1s and {HALF_LIFE_DAYS_MAX}d"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,6 +191,19 @@ mod tests {
     fn durations_have_units_and_bounds() {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_half_life("30d"), Ok(Duration::from_secs(2_592_000)));
+        assert_eq!(parse_half_life("none"), Ok(Duration::ZERO));
+        for bad in [
+            "",
+            "0s",
+            "7",
+            "1y",
+            "36501d",
+            "-1s",
+            "99999999999999999999d",
+        ] {
+            assert!(parse_half_life(bad).is_err(), "{bad:?}");
+        }
         for bad in [
             "",
             "10",

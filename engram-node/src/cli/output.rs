@@ -189,6 +189,10 @@ pub fn space_json(space: &v1::Space) -> Value {
         "quantization": quantization_name(space.quantization()),
         "embedding_model": space.embedding_model,
         "decay": decay,
+        "local_fallback": match space.local_fallback() {
+            v1::LocalFallback::Refused => "refused",
+            v1::LocalFallback::Allowed | v1::LocalFallback::Unspecified => "allowed",
+        },
     })
 }
 

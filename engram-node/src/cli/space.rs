@@ -7,7 +7,7 @@ use serde_json::json;
 use super::bulk::progress::thousands;
 use super::cluster::operate::Operator;
 use super::cluster::watch::WaitArgs;
-use super::context::{ClientArgs, parse_duration};
+use super::context::{ClientArgs, parse_half_life};
 use super::failure::{Exit, Failure};
 use super::output::{line, metric_name, partition_json, quantization_name, space_json, table};
 use crate::seams::Seams;
@@ -132,8 +132,12 @@ pub struct CreateArgs {
     #[arg(long, value_enum, default_value_t)]
     pub quantization: QuantizationArg,
     /// Associations lose half their weight in this time, for example 24h
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_half_life)]
     pub half_life: Option<std::time::Duration>,
+    /// Changes of associations fail when no majority answers, instead of being accepted by one
+    /// replica
+    #[arg(long)]
+    pub refuse_local_fallback: bool,
     /// Succeed when the space exists with this configuration
     #[arg(long)]
     pub if_not_exists: bool,
@@ -186,7 +190,8 @@ pub async fn run(
 
 impl CreateArgs {
     fn request(&self) -> v1::CreateSpaceRequest {
-        let decay = self.half_life.map(|half_life| v1::Decay {
+        let half_life = self.half_life.filter(|half_life| !half_life.is_zero());
+        let decay = half_life.map(|half_life| v1::Decay {
             law: Some(v1::decay::Law::Exponential(v1::decay::Exponential {
                 half_life_millis: half_life.as_millis() as u64,
             })),
@@ -196,6 +201,10 @@ impl CreateArgs {
             ef_construction: self.ef_construction,
             quantization: v1::Quantization::from(self.quantization).into(),
             decay,
+            local_fallback: match self.refuse_local_fallback {
+                true => v1::LocalFallback::Refused.into(),
+                false => v1::LocalFallback::Allowed.into(),
+            },
             if_not_exists: self.if_not_exists,
             ..self.shape.request(&self.name, self.dimension)
         }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use engram_client::{SpreadAnswer, types as v1};
 use serde_json::{Value, json};
 
 use super::bulk::progress::thousands;
-use super::context::ClientArgs;
+use super::context::{ClientArgs, parse_half_life};
 use super::failure::{Exit, Failure};
 use super::memory::{consistency, split_number};
 use super::output::{Output, brief, line, memory_json, quoted, table};
@@ -84,6 +85,13 @@ pub struct SpreadArgs {
     /// Fail when a partition cannot be reached, instead of answering without it
     #[arg(long)]
     pub require_complete: bool,
+    /// Associations lose half their weight in this time, whatever the space says; none: they keep it
+    #[arg(long, value_name = "TIME", value_parser = parse_half_life)]
+    pub half_life: Option<Duration>,
+    /// Strengthen the associations that carried the activation; C is the confidence for the one
+    /// that carried most [default: 0.05]
+    #[arg(long, value_name = "C", num_args = 0..=1, default_missing_value = "0.05")]
+    pub reinforce: Option<f64>,
 }
 
 /// Hybrid recall: a spread that starts from what a recall finds.
@@ -188,6 +196,13 @@ fn parse_factor(text: &str) -> Result<(String, f64), String> {
     }
 }
 
+fn edge_decay(half_life: Duration) -> v1::Decay {
+    use v1::decay::{Exponential, Law};
+    let half_life_millis = half_life.as_millis() as u64;
+    let law = (half_life_millis > 0).then_some(Law::Exponential(Exponential { half_life_millis }));
+    v1::Decay { law }
+}
+
 impl SpreadArgs {
     fn request(&self, explain: bool) -> Result<v1::SpreadRequest, Failure> {
         Ok(v1::SpreadRequest {
@@ -215,6 +230,11 @@ impl SpreadArgs {
             consistency: consistency(self.stale),
             cut_off: self.cut_off,
             require_complete: self.require_complete,
+            edge_decay: self.half_life.map(edge_decay),
+            reinforcement: self.reinforce.map(|confidence| v1::Reinforcement {
+                confidence: Some(confidence),
+                ..Default::default()
+            }),
             ..Default::default()
         })
     }
@@ -278,6 +298,7 @@ fn json(answer: &SpreadAnswer) -> Value {
         "activated_total": answer.result.activated_total,
         "edges_followed": answer.result.edges_followed,
         "missing_seeds": answer.result.missing_seeds,
+        "reinforced": answer.result.reinforced,
         "accounting": answer.result.accounting.as_ref().map(accounting_json),
         "hybrid": answer.result.hybrid.as_ref().map(hybrid_json),
     })
@@ -393,6 +414,9 @@ pub fn text(answer: &SpreadAnswer, explain: bool) -> String {
             let partitions: Vec<String> = partitions.map(u64::to_string).collect();
             let _ = write!(text, "; not searched: partitions {}", partitions.join(", "));
         }
+    }
+    if result.reinforced > 0 {
+        let _ = write!(text, "\n{} associations strengthened", result.reinforced);
     }
     for seed in &result.missing_seeds {
         let _ = write!(text, "\nseed {seed}: no such memory");

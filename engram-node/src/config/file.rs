@@ -16,6 +16,7 @@ pub(super) struct FileConfig {
     pub http_listen: Option<String>,
     pub join: Option<Vec<String>>,
     pub advertise_host: Option<String>,
+    pub peer_routes: Option<Vec<String>>,
     pub zone: Option<String>,
     pub insecure: Option<bool>,
     pub tls_dir: Option<PathBuf>,

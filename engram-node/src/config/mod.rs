@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 use crate::replica::{INDEX_TAIL_MAX_DEFAULT, INDEX_TAIL_MAX_LEAST};
+use crate::seams::routes::Routes;
 
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:7400";
 pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
@@ -49,6 +50,14 @@ pub struct StartArgs {
     /// Host by which others reach this node. [default: the host of each listen address]
     #[arg(long, env = "ENGRAM_ADVERTISE_HOST", value_name = "HOST")]
     pub advertise_host: Option<String>,
+    /// What to dial instead of the peer address that another node advertises; may be repeated.
+    #[arg(
+        long = "peer-route",
+        env = "ENGRAM_PEER_ROUTES",
+        value_name = "ADVERTISED=DIALLED",
+        value_delimiter = ','
+    )]
+    pub peer_routes: Option<Vec<String>>,
     /// Failure domain; replicas of a partition are spread over zones.
     #[arg(long, env = "ENGRAM_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
@@ -142,6 +151,7 @@ pub struct Config {
     pub http_listen: String,
     pub join: Vec<String>,
     pub advertise_host: Option<String>,
+    pub peer_routes: Routes,
     pub zone: String,
     pub insecure: bool,
     pub tls_dir: Option<PathBuf>,
@@ -251,6 +261,7 @@ impl StartArgs {
             http_listen: address(self.http_listen, file.http_listen, DEFAULT_HTTP_LISTEN),
             join: self.join.or(file.join).unwrap_or_default(),
             advertise_host: self.advertise_host.or(file.advertise_host),
+            peer_routes: parse_routes(self.peer_routes.or(file.peer_routes))?,
             zone: self.zone.or(file.zone).unwrap_or_default(),
             insecure: self.insecure.or(file.insecure).unwrap_or(false),
             tls_dir: self.tls_dir.or(file.tls_dir),
@@ -363,6 +374,23 @@ impl Limits {
         }
         Ok(())
     }
+}
+
+fn parse_routes(given: Option<Vec<String>>) -> Result<Routes, ConfigError> {
+    const OPTION: &str = "--peer-route";
+    let mut routes = Routes::new();
+    for route in given.unwrap_or_default() {
+        let Some((advertised, dialled)) = route.split_once('=') else {
+            return Err(invalid(OPTION, route, "ADVERTISED=DIALLED is expected"));
+        };
+        check_address(OPTION, advertised, PortZero::Refused)?;
+        check_address(OPTION, dialled, PortZero::Refused)?;
+        let before = routes.insert(advertised.to_owned(), dialled.to_owned());
+        if before.is_some() {
+            return Err(invalid(OPTION, route, "this address has a route already"));
+        }
+    }
+    Ok(routes)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -83,6 +83,17 @@ fn insecure_needs_no_value_and_join_takes_a_list() {
 }
 
 #[test]
+fn routes_to_peers_come_from_flags_or_the_file() {
+    let line = ["--data-dir", "d", "--peer-route", "a:1=b:2,[::1]:3=c:4"];
+    let config = over(&line, "peer_routes = [\"x:1=y:2\"]").expect("valid");
+    let routes = [("a:1", "b:2"), ("[::1]:3", "c:4")];
+    let routes = routes.map(|(from, to)| (from.to_owned(), to.to_owned()));
+    assert_eq!(config.peer_routes, Routes::from(routes));
+    let config = over(&line[..2], "peer_routes = [\"x:1=y:2\"]").expect("valid");
+    assert_eq!(config.peer_routes.len(), 1);
+}
+
+#[test]
 fn what_the_file_may_not_say_is_named() {
     for file in [
         "lisen = \"x\"",
@@ -103,13 +114,16 @@ fn what_the_file_may_not_say_is_named() {
 #[test]
 fn values_out_of_range_are_refused() {
     assert_eq!(over(&[], ""), Err(ConfigError::NoDataDir));
-    let bad: [&[&str]; 9] = [
+    let bad: [&[&str]; 12] = [
         &["--listen", "7400"],
         &["--listen", ":7400"],
         &["--peer-listen", "h:65536"],
         &["--http-listen", "::1:80"],
         &["--join", "a:0"],
         &["--advertise-host", ""],
+        &["--peer-route", "a:1"],
+        &["--peer-route", "a:1=b:0"],
+        &["--peer-route", "a:1=b:1,a:1=c:1"],
         &["--log-level", "engram=loud"],
         &["--request-timeout-millis", "0"],
         &["--requests-per-connection-max", "0"],

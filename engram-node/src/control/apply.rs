@@ -208,6 +208,7 @@ fn create_space(map: &mut ClusterMap, space: &NewSpace) -> Result<ControlOutcome
             config,
             replicas: space.replicas,
             partitions,
+            local_fallback: space.local_fallback,
         },
     );
     Ok(ControlOutcome::SpaceCreated {
@@ -306,6 +307,11 @@ fn difference(existing: &SpaceRecord, wanted: &NewSpace) -> Option<String> {
     .or_else(|| {
         let decay = |config: &SpaceConfig| format!("{:?}", config.decay);
         differs("decay", decay(have), decay(want))
+    })
+    .or_else(|| {
+        let (have, want) = (existing.local_fallback, wanted.local_fallback);
+        let name = |fallback| format!("{fallback:?}").to_lowercase();
+        differs("local fallback", name(have), name(want))
     })
 }
 

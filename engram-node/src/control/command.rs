@@ -6,7 +6,7 @@
 
 use engram_core::types::{GroupId, MarkId, NodeId, PartitionId, SpaceConfig, SpaceId};
 
-use super::map::{ClusterId, MoveCause, MoveId, NodeState};
+use super::map::{ClusterId, LocalFallback, MoveCause, MoveId, NodeState};
 
 /// A change of the cluster map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +96,7 @@ pub struct NewSpace {
     pub replicas: u32,
     /// The nodes of each partition, in slot order; the first node is the preferred primary.
     pub placement: Vec<Vec<NodeId>>,
+    pub local_fallback: LocalFallback,
 }
 
 /// What an applied command answers.

@@ -115,6 +115,19 @@ pub struct SpaceRecord {
     pub config: SpaceConfig,
     pub replicas: u32,
     pub partitions: Vec<PartitionRecord>,
+    pub local_fallback: LocalFallback,
+}
+
+/// What becomes of a change of an edge that asks for a majority when none answers.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum LocalFallback {
+    /// One replica accepts it, and the answer says so.
+    #[default]
+    Allowed,
+    /// It fails.
+    Refused,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -22,7 +22,7 @@ pub use command::{
 };
 pub use machine::ControlMachine;
 pub use map::{
-    ClusterId, ClusterMap, GroupRecord, MoveCause, MoveId, MoveRecord, NodeRecord, NodeState,
-    PartitionRecord, SpaceRecord,
+    ClusterId, ClusterMap, GroupRecord, LocalFallback, MoveCause, MoveId, MoveRecord, NodeRecord,
+    NodeState, PartitionRecord, SpaceRecord,
 };
 pub use plane::{ControlError, ControlPlane};

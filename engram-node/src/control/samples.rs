@@ -5,7 +5,7 @@ use engram_core::types::{
 };
 
 use super::command::{ControlCommand, NewMove, NewSpace, NodeDescription};
-use super::map::{ClusterId, MoveCause, MoveId, NodeState};
+use super::map::{ClusterId, LocalFallback, MoveCause, MoveId, NodeState};
 
 pub fn node(n: u8) -> NodeDescription {
     NodeDescription {
@@ -34,6 +34,7 @@ pub fn space(name: &str, placement: &[&[u64]]) -> NewSpace {
         },
         replicas: placement.first().map_or(0, |set| set.len() as u32),
         placement: placement.iter().map(nodes).collect(),
+        local_fallback: LocalFallback::default(),
     }
 }
 

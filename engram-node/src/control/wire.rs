@@ -12,7 +12,7 @@ use super::command::{
     ControlCommand, ControlOutcome, ControlRefusal, ControlReply, NewMove, NewSpace,
     NodeDescription,
 };
-use super::map::{ClusterId, MoveCause, MoveId, NodeState};
+use super::map::{ClusterId, LocalFallback, MoveCause, MoveId, NodeState};
 
 /// Why bytes are no command or reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -248,6 +248,7 @@ impl From<&NewSpace> for wire::CreateSpace {
             config: Some((&space.config).into()),
             replicas: space.replicas,
             partitions: space.placement.iter().map(set).collect(),
+            refuses_local_fallback: space.local_fallback == LocalFallback::Refused,
         }
     }
 }
@@ -267,6 +268,10 @@ impl TryFrom<wire::CreateSpace> for NewSpace {
             config,
             replicas: space.replicas,
             placement,
+            local_fallback: match space.refuses_local_fallback {
+                true => LocalFallback::Refused,
+                false => LocalFallback::Allowed,
+            },
         })
     }
 }

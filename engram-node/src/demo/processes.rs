@@ -69,6 +69,10 @@ pub struct LocalNode {
     log: PathBuf,
     child: Option<Child>,
     addresses: Option<Addresses>,
+    /// Where its first start listens for peers; a free port when nothing is said.
+    peer_listen: Option<String>,
+    /// Further options of `engram start`, for this node.
+    options: Vec<String>,
 }
 
 /// What becomes of the processes when this one ends without warning.
@@ -117,6 +121,15 @@ impl LocalCluster {
     #[must_use]
     pub fn with_options(mut self, options: &[&str]) -> Self {
         self.options = options.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Starts one node at this peer address and with further options of `engram start`.
+    #[must_use]
+    pub fn with_node(mut self, index: usize, peer_listen: &str, options: Vec<String>) -> Self {
+        let node = &mut self.nodes[index];
+        node.peer_listen = Some(peer_listen.to_owned());
+        node.options = options;
         self
     }
 
@@ -321,7 +334,7 @@ impl LocalCluster {
             .map_err(io_error(&what))?;
         let mut command = Command::new(&self.binary);
         node.arguments(&mut command, join);
-        command.args(&self.options);
+        command.args(&self.options).args(&node.options);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ENGRAM_") {
                 command.env_remove(name);
@@ -394,6 +407,8 @@ impl LocalNode {
             log: directory.join(format!("node-{number}.log")),
             child: None,
             addresses: None,
+            peer_listen: None,
+            options: Vec::new(),
         }
     }
 
@@ -410,7 +425,11 @@ impl LocalNode {
         };
         command.arg("start").arg("--data-dir").arg(&self.data);
         command.args(["--listen", &at(|addresses| &addresses.client)]);
-        command.args(["--peer-listen", &at(|addresses| &addresses.peer)]);
+        let peer = match (&self.addresses, &self.peer_listen) {
+            (None, Some(chosen)) => chosen.clone(),
+            _ => at(|addresses| &addresses.peer),
+        };
+        command.args(["--peer-listen", &peer]);
         command.args(["--http-listen", &at(|addresses| &addresses.http)]);
         if let Some(join) = join {
             command.args(["--join", join]);

@@ -4,6 +4,8 @@
 //! [`Watch`] decides, as a pure step; [`Heartbeats`] beats. What must hold: a loss is reported once
 //! per loss, and never decides anything but that the groups concerned campaign.
 
+mod clocks;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +26,8 @@ use crate::control::{ClusterId, ControlPlane};
 use crate::seams::Seams;
 use crate::transport::Peers;
 
+pub use clocks::Clocks;
+
 /// Between two beats to the same node.
 pub const BEAT_PERIOD: Duration = Duration::from_millis(200);
 /// A node that has not answered for this long counts as lost.
@@ -36,6 +40,8 @@ pub struct Vitals {
     pub incarnation: u64,
     /// Replicas there that stopped or lost leadership since then.
     pub lost_replicas: u64,
+    /// Its time since then.
+    pub monotonic_millis: u64,
 }
 
 /// What a step found.
@@ -166,6 +172,7 @@ impl Heartbeats {
         NodeVitals {
             incarnation: self.shared.incarnation,
             lost_replicas: self.shared.lost_replicas.load(Ordering::Relaxed),
+            monotonic_millis: self.shared.seams.clock.monotonic().as_millis() as u64,
         }
     }
 
@@ -274,6 +281,7 @@ impl Heartbeats {
         Some(Vitals {
             incarnation: vitals.incarnation,
             lost_replicas: vitals.lost_replicas,
+            monotonic_millis: vitals.monotonic_millis,
         })
     }
 }
@@ -308,6 +316,7 @@ mod tests {
         Vitals {
             incarnation,
             lost_replicas,
+            monotonic_millis: 0,
         }
     }
 

@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
     use crate::control::ClusterMap;
-    use crate::routing::fakes::{Held, NoGroups, NoLinks, partition, system_seams};
+    use crate::routing::fakes::{Held, NoClocks, NoGroups, NoLinks, partition, system_seams};
     use crate::routing::{Dialer, Groups, Here};
 
     const GROUP: GroupId = GroupId(4);
@@ -160,7 +160,11 @@ mod tests {
         let held = Arc::new(Held(vec![(GROUP, Arc::clone(&replica))]));
         let (node, others) = (NodeId(1), Arc::new(NoLinks));
         let here = Here::new(seams.clone(), node, map.clone(), Arc::clone(&groups), held);
-        let remote = Arc::new(Dialer::new(seams.clone(), others.clone()));
+        let remote = Arc::new(Dialer::new(
+            seams.clone(),
+            others.clone(),
+            Arc::new(NoClocks),
+        ));
         let handover = Handover {
             router: Router::new(seams, map, groups, remote, here),
             links: others,

@@ -6,7 +6,8 @@ use super::Place;
 use super::protocol::Totals;
 
 /// How one partition is here. Lag is the age of the oldest change that the log does not have yet.
-pub fn gauge(id: PartitionId, place: &Place, wall_millis: u64) {
+/// Unaccounted changes are those that replicas which left the map had, and this one has not.
+pub fn gauge(id: PartitionId, place: &Place, wall_millis: u64, unaccounted: u64) {
     let status = place.partition.status();
     let set = |name: &'static str, value: f64| {
         metrics::gauge!(name, "partition" => id.to_string()).set(value);
@@ -22,6 +23,7 @@ pub fn gauge(id: PartitionId, place: &Place, wall_millis: u64) {
     set("engram_overlay_deltas", status.overlay.deltas as f64);
     set("engram_overlay_bytes", status.overlay.bytes as f64);
     set("engram_overlay_lag_seconds", lag_millis as f64 / 1_000.0);
+    set("engram_overlay_unaccounted_deltas", unaccounted as f64);
     set("engram_edges_folded_ratio", folded);
     set("engram_edge_conflicts", status.edge_conflicts as f64);
     set(

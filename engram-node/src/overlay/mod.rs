@@ -13,6 +13,7 @@
 //! What must hold: whatever one replica accepted reaches all that can be dialled, whatever the
 //! membership believes of them; joining twice changes nothing; nothing grows without a bound.
 
+mod departed;
 pub mod frontier;
 mod handover;
 mod measures;

@@ -14,6 +14,7 @@ use engram_core::types::{EdgeContext, EdgeKey, NodeId, OverlayContext, Partition
 use engram_proto::convert::DecodeError;
 use engram_proto::peer::OverlayExchange;
 
+use super::departed::{Departed, Departure};
 use super::frontier::Frontier;
 use super::parts::{self, Asked, EXCHANGE_BYTES_MAX, Left, Part};
 use super::peers::{Next, Peer};
@@ -110,6 +111,7 @@ pub enum ServeError {
 #[derive(Debug, Default)]
 struct Duty {
     frontier: Frontier,
+    departed: Departed,
     /// Changes came that others have not been told of.
     unannounced: bool,
     announce_at: Duration,
@@ -218,8 +220,20 @@ impl Protocol {
                 peer
             });
         }
-        for id in places.keys() {
-            self.duties.entry(*id).or_default();
+        for (id, place) in places {
+            let duty = self.duties.entry(*id).or_default();
+            let own = || place.partition.overlay_context();
+            for departure in duty.departed.follow(now, &place.others, own) {
+                let Departure {
+                    node,
+                    silent,
+                    unaccounted,
+                } = departure;
+                tracing::info!(
+                    partition = %id, %node, silent_seconds = silent.as_secs(), unaccounted,
+                    "a replica has left the map: local edge changes that it does not hand over are lost"
+                );
+            }
         }
     }
 
@@ -357,7 +371,7 @@ impl Protocol {
         };
         let (mut news, mut progress) = (Vec::new(), false);
         for part in &parts {
-            let left = self.absorb_part(places, node, part, &asked)?;
+            let left = self.absorb_part(now, places, node, part, &asked)?;
             progress |= left.open && left.progress;
             news.extend(left.news.then_some(part.partition));
         }
@@ -382,6 +396,7 @@ impl Protocol {
 
     fn absorb_part(
         &mut self,
+        now: Duration,
         places: &Places,
         node: NodeId,
         part: &Part,
@@ -400,7 +415,7 @@ impl Protocol {
             self.alarm(part.partition, node);
         }
         if let Some((sequence, seen)) = parts::heard(part, equal.then_some(position)) {
-            self.learn(place, part.partition, node, sequence, seen);
+            self.learn(now, place, part.partition, (node, sequence, seen));
         }
         let received = parts::receive(&place.partition, &part.deltas)?;
         self.count(received);
@@ -460,17 +475,27 @@ impl Protocol {
 
     fn learn(
         &mut self,
+        now: Duration,
         place: &Place,
         partition: PartitionId,
-        node: NodeId,
-        sequence: Sequence,
-        seen: OverlayContext,
+        (node, sequence, seen): (NodeId, Sequence, OverlayContext),
     ) {
-        if place.leads
-            && let Some(duty) = self.duties.get_mut(&partition)
-        {
-            duty.frontier.heard(node, sequence, seen);
+        let Some(duty) = self.duties.get_mut(&partition) else {
+            return;
+        };
+        if place.leads {
+            duty.frontier.heard(node, sequence, seen.clone());
         }
+        duty.departed.heard(now, node, seen);
+    }
+
+    /// Changes of a partition that departed replicas had seen and this node has not.
+    pub fn unaccounted(&mut self, partition: PartitionId, place: &Place) -> u64 {
+        let duty = self.duties.get_mut(&partition);
+        duty.map_or(0, |duty| {
+            duty.departed
+                .unaccounted(&place.partition.overlay_context())
+        })
     }
 
     fn check_cluster(&self, message: &OverlayExchange) -> Result<(), ServeError> {
@@ -506,7 +531,7 @@ impl Protocol {
                 (places.get(&part.partition), answered.heard)
                 && place.others.contains(&from)
             {
-                self.learn(place, part.partition, from, sequence, seen);
+                self.learn(now, place, part.partition, (from, sequence, seen));
             }
             if answered.received.new > 0 {
                 self.tell_the_others(now, places, part.partition, from);

@@ -271,7 +271,8 @@ impl Runner {
         let look = move || {
             let places = shared.places();
             for (id, place) in &places {
-                measures::gauge(*id, place, wall);
+                let unaccounted = shared.protocol.lock().unaccounted(*id, place);
+                measures::gauge(*id, place, wall, unaccounted);
             }
             let here: BTreeSet<PartitionId> = places.keys().copied().collect();
             let totals = shared.protocol.lock().totals();

@@ -15,6 +15,7 @@ use tonic::{Code, Response, Status};
 
 use super::MESSAGE_BYTES_MAX;
 use super::ports::{LinkError, Links, Remote};
+use crate::liveness::Clocks;
 use crate::seams::Seams;
 use crate::transport::PeerChannel;
 
@@ -26,12 +27,17 @@ const GRACE: Duration = Duration::from_millis(100);
 pub struct Dialer {
     seams: Seams,
     links: Arc<dyn Links>,
+    clocks: Arc<dyn Clocks>,
 }
 
 impl Dialer {
     #[must_use]
-    pub fn new(seams: Seams, links: Arc<dyn Links>) -> Self {
-        Self { seams, links }
+    pub fn new(seams: Seams, links: Arc<dyn Links>, clocks: Arc<dyn Clocks>) -> Self {
+        Self {
+            seams,
+            links,
+            clocks,
+        }
     }
 
     fn client(&self, node: NodeId) -> Result<ForwardClient<PeerChannel>, LinkError> {
@@ -86,9 +92,10 @@ impl Remote for Dialer {
     async fn propose(
         &self,
         node: NodeId,
-        request: ProposeRequest,
+        mut request: ProposeRequest,
         wait: Duration,
     ) -> Result<ProposeResponse, LinkError> {
+        request.expires = self.clocks.there(node, wait);
         let mut client = self.client(node)?;
         self.answer(node, wait, client.propose(request)).await
     }
@@ -106,9 +113,10 @@ impl Remote for Dialer {
     async fn accept_local(
         &self,
         node: NodeId,
-        request: AcceptLocalRequest,
+        mut request: AcceptLocalRequest,
         wait: Duration,
     ) -> Result<AcceptLocalResponse, LinkError> {
+        request.expires = self.clocks.there(node, wait);
         let mut client = self.client(node)?;
         self.answer(node, wait, client.accept_local(request)).await
     }

@@ -15,10 +15,12 @@ use engram_core::types::{
     SpaceId,
 };
 use engram_proto::convert::encode_group_command;
+use engram_proto::peer::Expiry;
 use parking_lot::Mutex;
 
 use super::ports::{Groups, Links, Locals};
 use crate::consensus::{BarrierError, Leadership, ProposeError};
+use crate::liveness::Clocks;
 use crate::seams::{BoxFuture, Clock, Entropy, Seams, Tasks};
 use crate::transport::PeerChannel;
 
@@ -85,6 +87,19 @@ pub struct NoLinks;
 impl Links for NoLinks {
     fn channel(&self, _node: NodeId) -> Option<PeerChannel> {
         None
+    }
+}
+
+/// Nothing is known of the time of others, and whatever comes is in time.
+pub struct NoClocks;
+
+impl Clocks for NoClocks {
+    fn there(&self, _node: NodeId, _wait: Duration) -> Option<Expiry> {
+        None
+    }
+
+    fn left(&self, _expiry: &Expiry) -> Duration {
+        Duration::MAX
     }
 }
 

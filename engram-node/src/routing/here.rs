@@ -190,6 +190,8 @@ impl Here {
     ) -> Result<Applied, Refusal> {
         let (group, replica) = self.replica(partition)?;
         self.check_leads(group)?;
+        let clock = &self.inner.seams.clock;
+        let until = clock.monotonic() + wait;
         let mut removals = None;
         if let PartitionCommand::Write(write) = &mut command {
             self.pass_gate(&replica, write, wait).await?;
@@ -201,6 +203,10 @@ impl Here {
             {
                 if !planted!("removal-without-barrier") {
                     self.inner.groups.read_barrier(group, wait).await?;
+                }
+                // Its caller may have gone on: what it sees from now on is not for it.
+                if clock.monotonic() > until {
+                    return Err(Refusal::Stopped("its time passed before it began".into()));
                 }
                 removals = Some(self.removal_starts(&replica, write));
             }

@@ -1,12 +1,14 @@
 //! The receiver's side of `engram.peer.v1.Forward`: serves here, or refuses.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use engram_core::command::{PartitionCommand, Write};
+use engram_core::planted;
 use engram_core::types::{EdgeContext, PartitionId};
 use engram_proto::peer::forward_server::Forward;
 use engram_proto::peer::{
-    AcceptLocalRequest, AcceptLocalResponse, ProposeRequest, ProposeResponse, ReadLevel,
+    AcceptLocalRequest, AcceptLocalResponse, Expiry, ProposeRequest, ProposeResponse, ReadLevel,
     ReadRequest, ReadResponse, Served, accept_local_response, propose_response, read_response,
 };
 use tonic::{Request, Response, Status};
@@ -14,17 +16,30 @@ use tonic::{Request, Response, Status};
 use super::here::Here;
 use super::reads::ReadAt;
 use super::refusal::Refusal;
+use crate::liveness::Clocks;
 use crate::services::WAIT_MAX;
 
 /// Serves what other nodes forward.
 pub struct ForwardService {
     here: Here,
+    clocks: Arc<dyn Clocks>,
 }
 
 impl ForwardService {
     #[must_use]
-    pub fn new(here: Here) -> Self {
-        Self { here }
+    pub fn new(here: Here, clocks: Arc<dyn Clocks>) -> Self {
+        Self { here, clocks }
+    }
+
+    /// What is left of a request's time. One that lay in a broken connection may come when its
+    /// sender has gone on: a removal would then take what was acknowledged after it.
+    fn in_time(&self, wait: Duration, expires: Option<&Expiry>) -> Result<Duration, Refusal> {
+        let left = expires.map_or(wait, |expires| wait.min(self.clocks.left(expires)));
+        if left.is_zero() && !planted!("late-forward-served") {
+            metrics::counter!("engram_forwards_expired_total").increment(1);
+            return Err(Refusal::Stopped("the request came after its time".into()));
+        }
+        Ok(left)
     }
 
     async fn propose_here(
@@ -37,9 +52,8 @@ impl ForwardService {
             .ok_or_else(|| invalid("no command".into()))?;
         let command = PartitionCommand::try_from(command).map_err(|e| invalid(e.to_string()))?;
         let partition = PartitionId(request.partition);
-        self.here
-            .propose(partition, command, wait(request.wait_millis))
-            .await
+        let wait = self.in_time(wait(request.wait_millis), request.expires.as_ref())?;
+        self.here.propose(partition, command, wait).await
     }
 
     async fn read_here(&self, request: ReadRequest) -> Result<Served, Refusal> {
@@ -66,6 +80,7 @@ impl ForwardService {
             .write
             .ok_or_else(|| Refusal::Invalid("no write".into()))?;
         let write = Write::try_from(write).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        self.in_time(WAIT_MAX, request.expires.as_ref())?;
         self.here
             .accept_local(PartitionId(request.partition), &write)
             .await

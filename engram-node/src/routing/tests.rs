@@ -139,6 +139,7 @@ fn map() -> ClusterMap {
         config: config(),
         replicas: 2,
         partitions: vec![PLACE],
+        local_fallback: Default::default(),
     };
     let group = GroupRecord {
         id: GROUP,

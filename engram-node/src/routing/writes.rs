@@ -207,6 +207,8 @@ impl Router {
             partition: partition.0,
             wait_millis: wait.as_millis() as u64,
             command: Some(command.into()),
+            // Whoever sends it knows the receiver's time.
+            expires: None,
         };
         match self
             .inner
@@ -274,6 +276,7 @@ impl Router {
         let request = AcceptLocalRequest {
             partition: partition.0,
             write: Some(write.into()),
+            expires: None,
         };
         let answer = self.inner.remote.accept_local(target, request, wait).await;
         // A change that was kept without an answer is a twin of the next attempt's: it counts once.

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "rocksdb")]
 pub mod os;
+pub mod routes;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -100,6 +100,21 @@ impl Authenticator {
     }
 }
 
+/// For calls that need more than their method does, because of what they say.
+///
+/// # Errors
+/// When the caller's role is too low.
+pub fn require_role<T>(request: &tonic::Request<T>, needed: Role) -> Result<(), Status> {
+    match request.extensions().get::<Caller>() {
+        Some(caller) if caller.role < needed => Err(Status::from(Refusal::Role {
+            name: caller.name.to_string(),
+            role: caller.role,
+            needed,
+        })),
+        Some(_) | None => Ok(()),
+    }
+}
+
 /// The role that `path` needs; `None` when it is open.
 fn required_role(path: &str) -> Option<Role> {
     if OPEN.iter().any(|service| path.starts_with(service)) {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use tonic::transport::{ClientTlsConfig, ServerTlsConfig};
 
-pub use auth::{Authenticator, Caller};
+pub use auth::{Authenticator, Caller, require_role};
 pub use exposure::{ExposureError, Protection, check_exposure};
 pub use peers::PeerGuard;
 pub use tls::TlsFiles;

@@ -27,6 +27,7 @@ use crate::placement::manager::Manager;
 use crate::placement::mover::Mover;
 use crate::placement::reconciler::Reconciler;
 use crate::replica::{Purging, Replicas};
+use crate::seams::routes::Routed;
 use crate::seams::{Datagrams, Listener, Seams};
 use crate::security::{Security, SecurityOptions, check_exposure};
 use crate::services::{self, Services};
@@ -37,7 +38,10 @@ const FOUND_WAIT: Duration = Duration::from_secs(2);
 /// How long one look for this node on the map takes before the log says that it is waiting.
 const MAP_WAIT: Duration = Duration::from_secs(10);
 
-pub(super) async fn assemble(config: Config, seams: Seams) -> Result<Server, ServerError> {
+pub(super) async fn assemble(config: Config, mut seams: Seams) -> Result<Server, ServerError> {
+    if !config.peer_routes.is_empty() {
+        seams.net = Arc::new(Routed::new(seams.net, config.peer_routes.clone()));
+    }
     let security = load_security(&config, &seams)?;
     let (storage, identity) = open_store(&config, &seams).await?;
     let ports = Ports::bind(seams.net.as_ref(), &config).await?;
@@ -173,6 +177,7 @@ impl Parts {
             peers: core.peers.clone(),
             plane: core.plane.clone(),
             membership: membership.clone(),
+            beats: beats.clone(),
         });
         let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
         self.start_control_group(&core.consensus).await?;

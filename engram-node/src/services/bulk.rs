@@ -360,6 +360,7 @@ mod tests {
             config,
             replicas: 1,
             partitions: partitions.collect(),
+            local_fallback: Default::default(),
         }
     }
 

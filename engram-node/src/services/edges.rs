@@ -1,7 +1,8 @@
 //! Changes of edges: through the log, or accepted by one replica, where the caller asks for that
 //! or no majority can be reached.
 
-use engram_core::command::{Op, OpOutcome, Write};
+use engram_core::command::{Applied, Op, OpOutcome, Write};
+use engram_core::planted;
 use engram_core::types::EdgeContext;
 use engram_proto::convert::DecodeError;
 use engram_proto::v1::{self, Durability};
@@ -11,7 +12,7 @@ use super::failure::{Failure, InputError};
 use super::input;
 use super::token::Positions;
 use super::writes::{home_of, only_outcome, unfit, write_of};
-use crate::control::PartitionRecord;
+use crate::control::{LocalFallback, PartitionRecord};
 use crate::routing::{Deadline, WriteError};
 
 /// Share of a call's time that the attempt at a majority may take; the rest is for one replica.
@@ -123,11 +124,16 @@ impl Services {
             let position = self.router().write_local(place, &write, deadline).await?;
             return Ok(accepted_locally(place, &position));
         }
+        if space.local_fallback == LocalFallback::Refused {
+            let applied = self.router().write(place, write, deadline).await?;
+            return accepted_by_majority(place, applied);
+        }
         self.majority_else_local(place, write, deadline).await
     }
 
-    /// Nothing is refused because of a network split: without a majority one replica's word is
-    /// what can be given. The attempt that may yet be applied is a twin of it and counts once.
+    /// Nothing is refused because of a network split, unless the space wants it so: without a
+    /// majority one replica's word is what can be given. The attempt that may yet be applied is a
+    /// twin of it and counts once.
     async fn majority_else_local(
         &self,
         place: PartitionRecord,
@@ -138,16 +144,7 @@ impl Services {
         let wait = deadline.left(self.router().seams()) * part / whole;
         let majority = self.router().deadline(wait);
         let error = match self.router().write(place, write.clone(), majority).await {
-            Ok(applied) => {
-                let token = Positions::written(place.id, applied.sequence).token();
-                return match only_outcome(place.id, applied.outcomes)? {
-                    OpOutcome::EdgeChanged => Ok(v1::EdgeChangeResponse {
-                        durability: Durability::Majority.into(),
-                        token: Some(token),
-                    }),
-                    other => Err(unfit(&other)),
-                };
-            }
+            Ok(applied) => return accepted_by_majority(place, applied),
             Err(error) => error,
         };
         if !matches!(
@@ -157,13 +154,33 @@ impl Services {
             return Err(error.into());
         }
         write.retried |= matches!(error, WriteError::Unknown { .. });
+        if planted!("fallback-new-request") {
+            write.counter += 1 << 32;
+        }
         match self.router().write_local(place, &write, deadline).await {
-            Ok(position) => Ok(accepted_locally(place, &position)),
+            Ok(position) => {
+                metrics::counter!("engram_edges_fell_back_total").increment(1);
+                Ok(accepted_locally(place, &position))
+            }
             Err(local) => Err(Failure::NowhereAccepted {
                 majority: error,
                 local,
             }),
         }
+    }
+}
+
+fn accepted_by_majority(
+    place: PartitionRecord,
+    applied: Applied,
+) -> Result<v1::EdgeChangeResponse, Failure> {
+    let token = Positions::written(place.id, applied.sequence).token();
+    match only_outcome(place.id, applied.outcomes)? {
+        OpOutcome::EdgeChanged => Ok(v1::EdgeChangeResponse {
+            durability: Durability::Majority.into(),
+            token: Some(token),
+        }),
+        other => Err(unfit(&other)),
     }
 }
 

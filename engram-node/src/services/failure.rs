@@ -105,6 +105,8 @@ pub enum InputError {
     NotLinear(#[from] NotLinear),
     #[error("a cut-off belongs to async mode; exact mode has a threshold")]
     CutOff,
+    #[error("a reinforcement follows the strongest paths, which async mode does not record")]
+    ReinforcedAsync,
 }
 
 /// Why a spread has no answer.

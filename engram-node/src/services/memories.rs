@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
 use super::bulk::Answers;
+use crate::security::{Role, require_role};
 
 /// Admits a call, runs the method on it with its deadline, and turns a failure into a status.
 macro_rules! serve {
@@ -112,6 +113,9 @@ impl Memories for Services {
         &self,
         request: Request<SpreadRequest>,
     ) -> Result<Response<Self::SpreadStream>, Status> {
+        if request.get_ref().reinforcement.is_some() {
+            require_role(&request, Role::Write)?;
+        }
         serve!(self, request, spread)
     }
 

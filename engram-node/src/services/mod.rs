@@ -39,6 +39,7 @@ use tokio::sync::Semaphore;
 
 use crate::consensus::Consensus;
 use crate::control::plane::ControlPlane;
+use crate::liveness::{Clocks, Heartbeats};
 use crate::membership::Membership;
 use crate::overlay::{Handover, OverlayService};
 use crate::placement::mover::Overlays;
@@ -72,6 +73,7 @@ struct Inner {
     requests: Arc<Semaphore>,
     own: admission::OwnRequests,
     spreads: spread::Registry,
+    clocks: Arc<dyn Clocks>,
 }
 
 /// The parts of a node that the services are made of.
@@ -83,6 +85,7 @@ pub struct Parts {
     pub peers: Peers,
     pub plane: ControlPlane,
     pub membership: Membership,
+    pub beats: Heartbeats,
 }
 
 impl Services {
@@ -97,10 +100,16 @@ impl Services {
             peers,
             plane,
             membership,
+            beats,
         } = parts;
+        let clocks: Arc<dyn Clocks> = Arc::new(beats);
         let groups: Arc<dyn Groups> = Arc::new(consensus);
         let links: Arc<dyn Links> = Arc::new(peers);
-        let remote = Arc::new(Dialer::new(seams.clone(), Arc::clone(&links)));
+        let remote = Arc::new(Dialer::new(
+            seams.clone(),
+            Arc::clone(&links),
+            Arc::clone(&clocks),
+        ));
         let here = Here::new(
             seams.clone(),
             node,
@@ -110,7 +119,7 @@ impl Services {
         );
         let router = Router::new(seams, plane.watch(), groups, remote, here);
         let overlay = OverlayService::new(router.clone(), plane.cluster().0);
-        Self::new(router, Arc::new(plane), membership, links, overlay)
+        Self::new(router, Arc::new(plane), membership, links, overlay, clocks)
     }
 
     #[must_use]
@@ -120,6 +129,7 @@ impl Services {
         membership: Membership,
         links: Arc<dyn Links>,
         overlay: OverlayService,
+        clocks: Arc<dyn Clocks>,
     ) -> Self {
         let spreads = spread::Registry::new(router.clone(), Arc::clone(&links));
         Self {
@@ -132,6 +142,7 @@ impl Services {
                 requests: Arc::new(Semaphore::new(REQUESTS_IN_FLIGHT_MAX)),
                 own: admission::OwnRequests::default(),
                 spreads,
+                clocks,
             }),
         }
     }

@@ -28,8 +28,9 @@ pub fn client_services(routes: Routes, services: &Services) -> Routes {
 /// Adds what other nodes call, besides Raft and the control plane.
 #[must_use]
 pub fn peer_services(routes: Routes, services: &Services) -> Routes {
-    let router = services.router();
-    let forward = ForwardServer::new(ForwardService::new(router.here().clone()))
+    let here = services.router().here().clone();
+    let clocks = std::sync::Arc::clone(&services.inner.clocks);
+    let forward = ForwardServer::new(ForwardService::new(here, clocks))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let overlay = OverlayServer::new(services.inner.overlay.clone())

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use engram_core::limits::{DIMENSION_MAX, DIMENSION_MIN, PARTITIONS_MAX, REPLICAS_MAX};
 use engram_core::types::{IndexParameters, SpaceConfig, SpaceId};
-use engram_proto::convert::{decay_from_api, decay_to_api, metric_from_api, quantization_from_api};
+use engram_proto::convert::{
+    DecodeError, decay_from_api, decay_to_api, metric_from_api, quantization_from_api,
+};
 use engram_proto::peer::read_query::Query;
 use engram_proto::peer::{ReadQuery, StatusQuery};
 use engram_proto::v1;
@@ -13,7 +15,9 @@ use futures::future::join_all;
 use super::ControlFailure;
 use super::Services;
 use super::failure::{Failure, InputError};
-use crate::control::{ControlCommand, ControlOutcome, ControlRefusal, NewSpace, SpaceRecord};
+use crate::control::{
+    ControlCommand, ControlOutcome, ControlRefusal, LocalFallback, NewSpace, SpaceRecord,
+};
 use crate::membership::Liveness;
 use crate::placement::planner::plan_space;
 use crate::routing::{Deadline, ReadAt};
@@ -47,6 +51,7 @@ impl Services {
             config,
             replicas,
             placement,
+            local_fallback: local_fallback_of(&request)?,
         };
         let (id, existed) = self.create_when_free(&wanted, deadline).await?;
         if existed && !request.if_not_exists {
@@ -66,7 +71,8 @@ impl Services {
             space: id,
             ..wanted.config
         };
-        Ok(api_space(&config, partitions, replicas))
+        let shape = (partitions, replicas, wanted.local_fallback);
+        Ok(api_space(&config, shape))
     }
 
     /// Executes the creation once no dropped space has the name any more; the space's id, and
@@ -230,6 +236,15 @@ pub(super) fn in_range(
     })
 }
 
+fn local_fallback_of(request: &v1::CreateSpaceRequest) -> Result<LocalFallback, InputError> {
+    use v1::LocalFallback as Api;
+    match Api::try_from(request.local_fallback) {
+        Ok(Api::Unspecified | Api::Allowed) => Ok(LocalFallback::Allowed),
+        Ok(Api::Refused) => Ok(LocalFallback::Refused),
+        Err(_) => Err(DecodeError::NotUnderstood("the local fallback").into()),
+    }
+}
+
 /// The configuration that a request asks for, checked.
 fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig, InputError> {
     in_range(
@@ -261,10 +276,14 @@ fn config_of(request: &v1::CreateSpaceRequest, seed: u64) -> Result<SpaceConfig,
 
 /// A space as the API shows it.
 pub fn api_space_of(space: &SpaceRecord) -> v1::Space {
-    api_space(&space.config, space.partitions.len(), space.replicas)
+    let shape = (space.partitions.len(), space.replicas, space.local_fallback);
+    api_space(&space.config, shape)
 }
 
-fn api_space(config: &SpaceConfig, partitions: usize, replicas: u32) -> v1::Space {
+fn api_space(
+    config: &SpaceConfig,
+    (partitions, replicas, local_fallback): (usize, u32, LocalFallback),
+) -> v1::Space {
     v1::Space {
         id: config.space.0,
         name: config.name.clone(),
@@ -277,6 +296,11 @@ fn api_space(config: &SpaceConfig, partitions: usize, replicas: u32) -> v1::Spac
         embedding_model: config.embedding_model.clone(),
         decay: decay_to_api(config.decay),
         quantization: v1::Quantization::from(config.index.quantization).into(),
+        local_fallback: match local_fallback {
+            LocalFallback::Allowed => v1::LocalFallback::Allowed,
+            LocalFallback::Refused => v1::LocalFallback::Refused,
+        }
+        .into(),
     }
 }
 

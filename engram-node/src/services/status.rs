@@ -167,9 +167,10 @@ fn judge_input(input: &InputError) -> Verdict {
             "the grammar is in docs/protocols/filter.md",
         ),
         InputError::Config(_) => invalid("INVALID_CONFIGURATION"),
-        InputError::Spread(_) | InputError::NotLinear(_) | InputError::CutOff => {
-            invalid("INVALID_SPREAD")
-        }
+        InputError::Spread(_)
+        | InputError::NotLinear(_)
+        | InputError::CutOff
+        | InputError::ReinforcedAsync => invalid("INVALID_SPREAD"),
     }
 }
 

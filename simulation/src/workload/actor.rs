@@ -373,7 +373,7 @@ impl Actor {
             pushes,
         };
         let to = self.space(space);
-        let answer = self.ask(space, op, to.spread(request), |message| {
+        let answer = self.ask(space, op, Box::pin(to.spread(request)), |message| {
             let result = message.result;
             let activated = result.activated.into_iter();
             let accounting = result.accounting.unwrap_or_default();
@@ -393,7 +393,7 @@ impl Actor {
             };
             (answer, result.token)
         });
-        answer.await.is_some()
+        Box::pin(answer).await.is_some()
     }
 
     // ---- spaces -------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ fn config(host: Host, peers: usize, log: LogPlan) -> Config {
         http_listen: address(host, HTTP_PORT),
         join,
         advertise_host: None,
+        peer_routes: Default::default(),
         zone: String::new(),
         insecure: true,
         tls_dir: None,

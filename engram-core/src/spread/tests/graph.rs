@@ -207,6 +207,7 @@ pub(super) fn parameters() -> impl Strategy<Value = SpreadParameters> {
                 SpreadParameters {
                     hops,
                     decay,
+                    edge_decay: None,
                     threshold,
                     normalization,
                     relations: relations.map(|names| names.into_iter().map(relation).collect()),

@@ -166,6 +166,8 @@ fn creation(args: &RestoreArgs, space: &SpaceEntry) -> Result<v1::CreateSpaceReq
         decay: law.map(|law| v1::Decay { law: Some(law) }),
         if_not_exists: args.resume,
         quantization: quantization.into(),
+        // A backup does not keep it.
+        local_fallback: v1::LocalFallback::Unspecified.into(),
     })
 }
 

@@ -63,6 +63,7 @@ pub fn result(
         edges_followed,
         missing_seeds: missing_seeds.map(|id| id.as_str().to_owned()).collect(),
         token: Some(positions.token()),
+        reinforced: 0,
         accounting: Some(api_accounting(&accounting, &excluded, attempt)),
         hybrid: None,
     }

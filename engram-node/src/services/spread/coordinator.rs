@@ -26,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::super::Services;
 use super::super::bulk::Answers;
 use super::super::failure::{Failure, SpreadFailure};
+use super::super::input::Requester;
 use super::super::reads::Reading;
 use super::super::token::Freshness;
 use super::answer;
@@ -70,6 +71,8 @@ struct Asked {
     hybrid: Option<Hybrid>,
     freshness: Freshness,
     space: SpaceRecord,
+    /// In whose name associations are strengthened.
+    requester: Requester,
     id: QueryId,
     now_millis: u64,
     deadline: Deadline,
@@ -123,6 +126,9 @@ impl Services {
             Some(now) => u64::try_from(now).unwrap_or(0),
             None => seams.clock.wall_millis(),
         };
+        let reinforcement = request.reinforcement.as_ref();
+        let requester = reinforcement.and_then(|asked| asked.request.as_ref());
+        let requester = self.requester(requester)?;
         let hybrid = match request.nearest {
             Some(nearest) => {
                 let reading = Reading {
@@ -139,6 +145,7 @@ impl Services {
             hybrid,
             freshness,
             space,
+            requester,
             id: QueryId(seams.random_id()),
             now_millis,
             deadline,
@@ -190,6 +197,14 @@ impl Services {
         finished: Finished,
         attempt: u32,
     ) -> Result<v1::SpreadResult, Failure> {
+        let mut reinforced = 0;
+        if let Some(reinforcement) = asked.query.reinforcement {
+            let how = (reinforcement, asked.requester);
+            let activated = &finished.outcome.activated;
+            reinforced = self
+                .reinforce(&asked.space, how, activated, asked.deadline)
+                .await;
+        }
         let hybrid = asked.hybrid.as_ref();
         let searched = hybrid.map(|hybrid| hybrid.positions.clone());
         let mut result = answer::result(
@@ -198,6 +213,13 @@ impl Services {
             attempt,
             searched.unwrap_or_default(),
         );
+        result.reinforced = reinforced;
+        if !asked.query.shows_paths {
+            result
+                .activated
+                .iter_mut()
+                .for_each(|memory| memory.path.clear());
+        }
         let reading = Reading {
             space: &asked.space,
             freshness: &asked.freshness,

@@ -7,11 +7,12 @@ use engram_core::spread::{
     INJECTED_MAX, Normalization, ONE, Seed, SpreadMode, SpreadParameters, check_rules,
 };
 use engram_core::types::{MemoryHash, MemoryId, Unit};
-use engram_proto::convert::DecodeError;
+use engram_proto::convert::{DecodeError, decay_from_api};
 use engram_proto::v1;
 
 use super::super::failure::{Failure, InputError};
 use super::super::input;
+use super::reinforce::Reinforcement;
 
 const HOPS_DEFAULT: u32 = 3;
 const LIMIT_DEFAULT: u32 = 100;
@@ -31,12 +32,20 @@ pub struct Query {
     pub seeds: Vec<Seed>,
     /// The seeds' ids, to name those that are missing.
     pub ids: BTreeMap<MemoryHash, MemoryId>,
+    pub reinforcement: Option<Reinforcement>,
+    /// The answer tells the strongest paths.
+    pub shows_paths: bool,
 }
 
 /// # Errors
 /// The first thing that the request says and that cannot be.
 pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
     let mode = mode(request)?;
+    let reinforcement = request.reinforcement.as_ref();
+    let reinforcement = reinforcement.map(Reinforcement::of).transpose()?;
+    if reinforcement.is_some() && mode != SpreadMode::Exact {
+        return Err(InputError::ReinforcedAsync.into());
+    }
     input::filter(&request.filter)?;
     if request.seeds.is_empty() && request.nearest.is_none() {
         return Err(InputError::Missing("the seeds").into());
@@ -48,7 +57,9 @@ pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
         Ok::<_, InputError>((id, amount))
     };
     let seeds: Vec<_> = request.seeds.iter().map(seed).collect::<Result<_, _>>()?;
-    let parameters = parameters(request)?;
+    let mut parameters = parameters(request)?;
+    // What is strengthened is found along the paths.
+    parameters.explain |= reinforcement.is_some();
     if let SpreadMode::Async { .. } = mode {
         check_rules(&parameters).map_err(InputError::from)?;
     }
@@ -60,6 +71,8 @@ pub fn query(request: &v1::SpreadRequest) -> Result<Query, Failure> {
         with_content: request.with_content,
         seeds: Vec::new(),
         ids: BTreeMap::new(),
+        reinforcement,
+        shows_paths: request.explain,
     };
     query.add_seeds(seeds)?;
     Ok(query)
@@ -131,6 +144,10 @@ fn parameters(request: &v1::SpreadRequest) -> Result<SpreadParameters, InputErro
             request.hops
         },
         decay: input::unit_or("the decay", request.decay, half)?,
+        edge_decay: request
+            .edge_decay
+            .map(|decay| decay_from_api(Some(decay)))
+            .transpose()?,
         threshold: amount("the threshold", request.threshold)?,
         normalization,
         relations: (!relations.is_empty()).then_some(relations),
@@ -176,6 +193,8 @@ fn amount(what: &'static str, value: f64) -> Result<u64, InputError> {
 
 #[cfg(test)]
 mod tests {
+    use engram_core::types::Decay;
+
     use super::*;
 
     fn request() -> v1::SpreadRequest {
@@ -194,6 +213,18 @@ mod tests {
         let query = query(&request()).expect("a usable request");
         assert_eq!(query.parameters, SpreadParameters::default());
         assert_eq!(query.seeds[0].amount, ONE);
+        assert!(query.reinforcement.is_none() && !query.shows_paths);
+    }
+
+    #[test]
+    fn a_query_may_read_decay_its_own_way_and_strengthen_what_it_followed() {
+        let mut request = request();
+        request.edge_decay = Some(v1::Decay::default());
+        request.reinforcement = Some(v1::Reinforcement::default());
+        let query = query(&request).expect("a usable request");
+        assert_eq!(query.parameters.edge_decay, Some(Decay::None));
+        assert!(query.parameters.explain && !query.shows_paths);
+        assert!(query.reinforcement.is_some());
     }
 
     #[test]
@@ -216,6 +247,12 @@ mod tests {
         assert!(refused(|r| r.mode = 99));
         assert!(refused(|r| r.cut_off = 0.1));
         assert!(refused(|r| r.limit = u32::MAX));
+        assert!(refused(|r| {
+            let law = v1::decay::Law::Exponential(v1::decay::Exponential {
+                half_life_millis: 0,
+            });
+            r.edge_decay = Some(v1::Decay { law: Some(law) });
+        }));
     }
 
     #[test]
@@ -232,6 +269,7 @@ mod tests {
         assert!(asynchronous(|r| r.threshold = 0.1).is_err());
         assert!(asynchronous(|r| r.fan_limit = 3).is_err());
         assert!(asynchronous(|r| r.explain = true).is_err());
+        assert!(asynchronous(|r| r.reinforcement = Some(v1::Reinforcement::default())).is_err());
         assert!(asynchronous(|r| r.seeds[0].activation = Some(1e6)).is_ok());
         assert!(
             asynchronous(|r| {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engram_core::filter::Filter;
-use engram_core::partition::{PartitionAdjacency, ReadError};
+use engram_core::partition::{EdgeAges, PartitionAdjacency, ReadError};
 use engram_core::planted;
 use engram_core::spread::{
     Control, Crew, Frame, HopStats, Participant, ParticipantError, PlanError, Push, PushStep,
@@ -123,8 +123,11 @@ impl Part {
                 return Err(format!("the replica of partition {id} fell back"));
             }
             let relations = start.parameters.relations.clone();
-            let now_millis = start.now_millis;
-            partitions.push((id, replica.adjacency(filter.clone(), relations, now_millis)));
+            let ages = EdgeAges {
+                now_millis: start.now_millis,
+                decay: start.parameters.edge_decay,
+            };
+            partitions.push((id, replica.adjacency(filter.clone(), relations, ages)));
         }
         let unfit = |error: PlanError| error.to_string();
         Ok(match start.mode {

@@ -22,7 +22,7 @@ use super::lead::Lead;
 use super::part::Word;
 use super::registry::{Heard, Listening, Registry};
 use crate::control::ClusterMap;
-use crate::routing::fakes::{Held, NoGroups, NoLinks, apply, partition, system_seams};
+use crate::routing::fakes::{Held, NoClocks, NoGroups, NoLinks, apply, partition, system_seams};
 use crate::routing::{Dialer, Groups, Here, Router};
 use crate::services::input::Requester;
 use crate::services::writes::write_of;
@@ -91,7 +91,11 @@ fn registry(partition: &Arc<Partition>) -> Registry {
         Arc::clone(&groups),
         Arc::new(held),
     );
-    let remote = Arc::new(Dialer::new(seams.clone(), Arc::new(NoLinks)));
+    let remote = Arc::new(Dialer::new(
+        seams.clone(),
+        Arc::new(NoLinks),
+        Arc::new(NoClocks),
+    ));
     Registry::new(
         Router::new(seams, map, groups, remote, here),
         Arc::new(NoLinks),

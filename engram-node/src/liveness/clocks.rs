@@ -1,0 +1,80 @@
+//! Deadlines in another node's time, so that what it is sent is carried out in time or not at all.
+//!
+//! A request can lie in a connection for as long as the network is broken, and arrive when its
+//! sender has long done something else. So it says until when it is good, in the monotonic time of
+//! its receiver, which tells it with every heartbeat. No two clocks are compared and no wall clock is
+//! read: what a beat told was true before it arrived, so the receiver's clock is at least that far
+//! plus what has passed here since. Only the rates of the clocks must agree, within what a beat is
+//! old.
+
+use std::time::Duration;
+
+use engram_core::types::NodeId;
+use engram_proto::peer::Expiry;
+
+use super::{Heartbeats, Watch};
+
+/// What forwarding needs of the clocks of other nodes.
+pub trait Clocks: Send + Sync {
+    /// A moment in the time of `node`, no later than `wait` from now. `None`: nothing is known of
+    /// its time.
+    fn there(&self, node: NodeId, wait: Duration) -> Option<Expiry>;
+    /// How long it is until a moment in this node's own time; zero when it has passed, or was
+    /// given by another process here.
+    fn left(&self, expiry: &Expiry) -> Duration;
+}
+
+impl Watch {
+    /// See [`Clocks::there`].
+    fn there(&self, now: Duration, wait: Duration) -> Option<Expiry> {
+        let vitals = self.vitals?;
+        let passed = now.saturating_sub(self.last_answer);
+        let since = (passed + wait).as_millis() as u64;
+        Some(Expiry {
+            incarnation: vitals.incarnation,
+            millis: vitals.monotonic_millis.saturating_add(since),
+        })
+    }
+}
+
+impl Clocks for Heartbeats {
+    fn there(&self, node: NodeId, wait: Duration) -> Option<Expiry> {
+        let now = self.shared.seams.clock.monotonic();
+        let watches = self.shared.watches.lock();
+        watches.get(&node)?.there(now, wait)
+    }
+
+    fn left(&self, expiry: &Expiry) -> Duration {
+        if expiry.incarnation != self.shared.incarnation {
+            return Duration::ZERO;
+        }
+        let now = self.shared.seams.clock.monotonic();
+        Duration::from_millis(expiry.millis).saturating_sub(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Vitals;
+    use super::*;
+
+    #[test]
+    fn a_deadline_there_is_never_later_than_it_is_here() {
+        let millis = Duration::from_millis;
+        let mut watch = Watch::new(millis(0));
+        assert_eq!(watch.there(millis(10), millis(5)), None);
+        // The answer was 20 ms on its way: there it is 1,020 by now.
+        let vitals = Vitals {
+            incarnation: 7,
+            lost_replicas: 0,
+            monotonic_millis: 1_000,
+        };
+        watch.answered(millis(100), vitals);
+        let expiry = watch.there(millis(130), millis(500));
+        let expected = Expiry {
+            incarnation: 7,
+            millis: 1_530,
+        };
+        assert_eq!(expiry, Some(expected), "1,550 by the clock there");
+    }
+}

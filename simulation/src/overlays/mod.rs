@@ -1,0 +1,53 @@
+//! Replicas of one partition and the changes beside its log, through everything that may happen to
+//! them: wiped and restored from a backup, moved with changes pending, taken off the map while they
+//! are away and back later, cut off from each other in every way, with clocks that jump.
+//!
+//! The partitions, and the protocol that passes edge changes on, adopts and folds them
+//! ([`engram_node::overlay::Protocol`]), are those of production. The log is a list: a proposal is
+//! in it at once if the leader reaches a majority. What must hold when the faults have ended:
+//! replicas have equal digests and nothing beside the log; every change that was acknowledged is in
+//! the log, unless all copies of it were destroyed; every edge is worth what the log's operations
+//! say, unless folding had to choose and reported it.
+
+mod oracle;
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use world::World;
+
+/// What a run was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    pub seed: u64,
+    pub steps: usize,
+}
+
+/// How a run went. Equal for equal setups.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    pub entries: usize,
+    pub local_changes: usize,
+    pub wiped: usize,
+    pub restored: usize,
+    pub moved: usize,
+    pub expelled: usize,
+    pub returned: usize,
+    pub cuts: usize,
+    pub folded_edges: u64,
+    pub conflicts: u64,
+    /// Changes of which every copy was destroyed.
+    pub destroyed: usize,
+    /// What does not hold.
+    pub violations: Vec<String>,
+}
+
+/// Runs a world to its end.
+#[must_use]
+pub fn run(setup: Setup) -> Report {
+    let mut world = World::new(setup.seed);
+    for _ in 0..setup.steps {
+        world.step();
+    }
+    world.end()
+}

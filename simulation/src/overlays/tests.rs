@@ -1,0 +1,58 @@
+use super::*;
+
+const STEPS: usize = 1_500;
+
+fn of(seed: u64) -> Report {
+    run(Setup { seed, steps: STEPS })
+}
+
+fn check(seeds: std::ops::Range<u64>) -> Vec<Report> {
+    let reports: Vec<Report> = seeds
+        .map(|seed| {
+            let report = of(seed);
+            assert!(report.violations.is_empty(), "seed {seed}: {report:#?}");
+            report
+        })
+        .collect();
+    let sum = |count: fn(&Report) -> usize| reports.iter().map(count).sum::<usize>();
+    // Schedules without these would prove nothing.
+    assert!(sum(|it| it.wiped) > 0 && sum(|it| it.restored) > 0 && sum(|it| it.cuts) > 0);
+    assert!(sum(|it| it.moved) > 0 && sum(|it| it.expelled) > 0 && sum(|it| it.returned) > 0);
+    assert!(sum(|it| it.folded_edges as usize) > 0, "nothing was folded");
+    let without = reports.iter().filter(|report| report.conflicts == 0);
+    assert!(without.count() * 4 > reports.len(), "values are compared");
+    reports
+}
+
+#[test]
+fn edges_survive_whatever_becomes_of_their_replicas() {
+    check(0..30);
+}
+
+#[test]
+fn a_seed_decides_a_run() {
+    assert_eq!(of(3), of(3));
+    assert_ne!(of(3), of(4));
+}
+
+#[test]
+#[ignore = "long: part of make test-long"]
+fn edges_survive_in_two_thousand_runs() {
+    check(0..2_000);
+}
+
+/// Bugs of production code that this world is expected to find.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_found() {
+    for name in [
+        "edges-averaged",
+        "overlay-dot-reused",
+        "removal-ignores-context",
+        "snapshot-takes-overlay",
+    ] {
+        let _active = engram_core::planted::activate(name).expect("it is registered");
+        let found = (0..60).any(|seed| !of(seed).violations.is_empty());
+        assert!(found, "{name} was not found");
+    }
+}
