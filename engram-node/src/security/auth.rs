@@ -26,6 +26,8 @@ const METHODS: &[(&str, Role)] = &[
     ("/engram.v1.Memories/Strengthen", Role::Write),
     ("/engram.v1.Memories/Dissociate", Role::Write),
     ("/engram.v1.Memories/Neighbors", Role::Read),
+    ("/engram.v1.Memories/Neighborhood", Role::Read),
+    ("/engram.v1.Memories/FindPath", Role::Read),
     ("/engram.v1.Memories/Recall", Role::Read),
     ("/engram.v1.Memories/Spread", Role::Read),
     ("/engram.v1.Memories/Import", Role::Write),
