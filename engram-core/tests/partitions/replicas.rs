@@ -242,8 +242,17 @@ fn replicas_of_one_log_are_equal() {
         let found = live(kernel, &log).marks(marks);
         assert!(found.iter().all(|mark| mark.topology.is_some()), "{name}");
         assert_same(&expected, &found, &format!("live, {name}"));
+        // Where the whole log comes before the first job, a generation may have been replaced before
+        // its turn (`GENERATIONS_HELD_MAX`): the first one and the newest are always compared.
         let found = replayed(kernel, &log).marks(marks);
-        assert!(found.iter().all(|mark| mark.topology.is_some()), "{name}");
+        let first = |mark: &&MarkDigests| mark.position.generation == 1;
+        assert!(
+            found
+                .iter()
+                .filter(first)
+                .all(|mark| mark.topology.is_some()),
+            "{name}"
+        );
         assert_same(&expected, &found, &format!("replayed, {name}"));
         for seed in 0..3 {
             let found = tormented(kernel, &log, seed).marks(marks);
