@@ -29,6 +29,8 @@ pub(crate) struct Call<'a> {
     pub(crate) what: &'static str,
     pub(crate) route: Route<'a>,
     pub(crate) safety: Safety,
+    /// The node itself waits for something: an attempt may take all of the call's time.
+    pub(crate) waits: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -45,6 +47,7 @@ impl<'a> Call<'a> {
             what,
             route,
             safety: Safety::Read,
+            waits: false,
         }
     }
 
@@ -53,6 +56,15 @@ impl<'a> Call<'a> {
             what,
             route,
             safety: Safety::Repeatable,
+            waits: false,
+        }
+    }
+
+    /// A read for which the node waits until others have come so far.
+    pub(crate) fn waiting(what: &'static str, route: Route<'a>) -> Self {
+        Self {
+            waits: true,
+            ..Self::read(what, route)
         }
     }
 }
@@ -101,7 +113,10 @@ impl Client {
                 .target(call.route, history.hint.take(), deadline)
                 .await?;
             let message = request(history.attempts > 0);
-            let limit = deadline.remaining().min(self.settings.attempt);
+            let limit = match call.waits {
+                true => deadline.remaining(),
+                false => deadline.remaining().min(self.settings.attempt),
+            };
             let attempt = send(target.channel.clone(), self.inner.envelope(message, limit));
             let error = match machine::within(limit, attempt).await {
                 Some(Ok(response)) => {

@@ -108,6 +108,7 @@ impl Client {
             what: "create space",
             route: Route::Any,
             safety,
+            waits: false,
         };
         self.call(call, |_| request.clone(), |channel, request| async move {
             crate::call::spaces(channel).create_space(request).await
@@ -157,6 +158,7 @@ impl Client {
             what: "drop space",
             route: Route::Any,
             safety: Safety::Once,
+            waits: false,
         };
         self.call(call, |_| request.clone(), |channel, request| async move {
             crate::call::spaces(channel).drop_space(request).await
@@ -255,7 +257,7 @@ impl Client {
             space: space.to_owned(),
             deep,
         };
-        let call = Call::read("verify", Route::Any);
+        let call = Call::waiting("verify", Route::Any);
         self.call(
             call,
             |_| request.clone(),
