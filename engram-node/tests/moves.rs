@@ -237,17 +237,19 @@ async fn a_move_survives_the_kill_of_each_side_and_of_the_control_leader() {
 async fn what_would_lose_a_majority_is_refused_by_name() {
     let mut rig = rig(3, 3, &[]).await;
     rig.cluster.kill(2).expect("killed");
+    let killed = std::cell::Cell::new(None);
     rig.wait("the death was not noticed", async || {
         let nodes = rig.client.nodes().await.ok()?;
         let dead = |it: &v1::Node| it.liveness() == v1::node::Liveness::Dead;
-        nodes.iter().any(dead).then_some(())
+        killed.set(nodes.iter().find(|it| dead(it)).map(|it| it.id));
+        killed.get().map(|_| ())
     })
     .await;
     // Nodes that join together get their ids in any order: the killed one may be any but the founder.
     let nodes = rig.client.nodes().await.expect("an answer");
     let living = nodes
         .iter()
-        .rfind(|it| it.liveness() != v1::node::Liveness::Dead)
+        .rfind(|it| Some(it.id) != killed.get())
         .expect("two are left")
         .id;
     let request = |state: v1::NodeState, dry_run| v1::SetNodeStateRequest {
