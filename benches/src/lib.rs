@@ -5,4 +5,6 @@
 
 pub mod latency;
 pub mod processor;
+#[cfg(feature = "cluster")]
+pub mod program;
 pub mod worker;

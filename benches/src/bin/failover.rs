@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use engram_benches::latency::{Latencies, Percentiles};
+use engram_benches::program;
 use engram_client::{Client, types as v1};
-use engram_core::storage::RocksOptions;
 use engram_node::demo::ledger::Writers;
 use engram_node::demo::processes::{Fate, LocalCluster};
 use engram_node::demo::wait::until;
-use engram_node::seams::{Seams, os};
+use engram_node::seams::Seams;
 use serde::Serialize;
 
 const SPACE: &str = "failover";
@@ -45,13 +45,7 @@ struct Report {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let seams = os::seams(RocksOptions::default());
-        Box::pin(measure(&args, &seams)).await
-    })
+    program::run(async |seams| measure(&args, seams).await)
 }
 
 async fn measure(args: &Args, seams: &Seams) -> anyhow::Result<()> {

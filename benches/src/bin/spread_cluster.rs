@@ -14,15 +14,15 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use engram_benches::latency::{Latencies, Percentiles};
+use engram_benches::program;
 use engram_client::{Client, SpaceClient, types as v1};
-use engram_core::storage::RocksOptions;
 use engram_core::types::{Metric, SlotRange};
 use engram_node::cli::bulk::colocate::{Colocated, colocate};
 use engram_node::cli::bulk::jsonl::Embeddings;
 use engram_node::cli::bulk::load::{IN_FLIGHT_DEFAULT, Input, Loader, OnError};
 use engram_node::cli::bulk::progress::Progress;
 use engram_node::cli::bulk::rejects::Rejects;
-use engram_node::seams::{Clock, Seams, os};
+use engram_node::seams::{Clock, Seams};
 use serde::{Deserialize, Serialize};
 
 /// Queries before anything is measured: the first ones make nodes build their arrays.
@@ -99,13 +99,7 @@ struct MemoryLine {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let seams = os::seams(RocksOptions::default());
-        Box::pin(measure(&args, &seams)).await
-    })
+    program::run(async |seams| measure(&args, seams).await)
 }
 
 async fn measure(args: &Args, seams: &Seams) -> anyhow::Result<()> {

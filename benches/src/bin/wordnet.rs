@@ -13,8 +13,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use engram_benches::latency::{Latencies, Percentiles};
+use engram_benches::program;
 use engram_client::{Client, SpaceClient, types as v1};
-use engram_core::storage::RocksOptions;
 use engram_core::types::Metric;
 use engram_node::cli::bulk::jsonl::Embeddings;
 use engram_node::cli::bulk::load::{IN_FLIGHT_DEFAULT, Input, Loader, OnError};
@@ -22,7 +22,7 @@ use engram_node::cli::bulk::npy::NpyReader;
 use engram_node::cli::bulk::progress::Progress;
 use engram_node::cli::bulk::rejects::Rejects;
 use engram_node::demo::wait::until;
-use engram_node::seams::{Clock, Seams, os};
+use engram_node::seams::{Clock, Seams};
 use serde::{Deserialize, Serialize};
 
 /// Neighbours that are compared.
@@ -110,13 +110,7 @@ struct QueryLine {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let seams = os::seams(RocksOptions::default());
-        Box::pin(measure(&args, &seams)).await
-    })
+    program::run(async |seams| measure(&args, seams).await)
 }
 
 async fn measure(args: &Args, seams: &Seams) -> anyhow::Result<()> {
