@@ -189,6 +189,11 @@ pub const REGISTRY: &[Bug] = &[
         "liveness: the receiver refuses the snapshot and stops",
     ),
     bug(
+        "space-by-hearsay",
+        "a description says that a majority confirmed the space, when only the node's map has it",
+        "spaces: a name that was dropped and made again is described as the earlier space",
+    ),
+    bug(
         "spread-bound-of-one-hop",
         "what is missing counts once in the bound, however far it could have travelled",
         "spread against the oracle: a partial answer lacks more than it says",

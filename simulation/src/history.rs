@@ -176,6 +176,10 @@ pub enum Answer {
     Space {
         id: u64,
     },
+    /// What a node had heard of a space, without a majority's word for it.
+    Hearsay {
+        id: u64,
+    },
     Dropped,
 }
 

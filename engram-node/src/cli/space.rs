@@ -282,6 +282,7 @@ async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), 
     let space = answer.space.unwrap_or_default();
     let value = json!({
         "space": space_json(&space),
+        "confirmed": answer.confirmed,
         "memories": answer.memories,
         "edges": answer.edges,
         "index_bytes": answer.index_bytes,
@@ -303,6 +304,9 @@ async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), 
             super::cluster::partition_table(&answer.partitions)
         )
     })?;
+    if !answer.confirmed && args.output == super::output::Output::Table {
+        line("\nnot confirmed by a majority: this is what one node knows; try: engram cluster status")?;
+    }
     if answer.memories == 0 && args.output == super::output::Output::Table {
         line(&format!(
             "\nempty; try: engram import {name} --memories FILE.jsonl"

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use engram_core::limits::{DIMENSION_MAX, DIMENSION_MIN, PARTITIONS_MAX, REPLICAS_MAX};
+use engram_core::planted;
 use engram_core::types::{IndexParameters, SpaceConfig, SpaceId};
 use engram_proto::convert::{
     DecodeError, decay_from_api, decay_to_api, metric_from_api, quantization_from_api,
@@ -10,7 +11,7 @@ use engram_proto::convert::{
 use engram_proto::peer::read_query::Query;
 use engram_proto::peer::{ReadQuery, StatusQuery};
 use engram_proto::v1;
-use futures::future::join_all;
+use futures::future::{join, join_all};
 
 use super::ControlFailure;
 use super::Services;
@@ -20,12 +21,25 @@ use crate::control::{
 };
 use crate::membership::Liveness;
 use crate::placement::planner::plan_space;
-use crate::routing::{Deadline, ReadAt};
+use crate::routing::{Deadline, ReadAt, ReadError};
 
 /// Replicas of a space that names none, where the cluster has so many nodes.
 const REPLICAS_DEFAULT: u32 = 3;
 /// How long the creation of a space waits for its partitions to have primaries.
 const READY_WAIT: Duration = Duration::from_secs(8);
+/// How long the description of a space waits for a majority to confirm that the space is there.
+const CONFIRM_WAIT: Duration = Duration::from_secs(2);
+
+/// What is known of a space that this node's map has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It was there when it was asked for.
+    Confirmed,
+    /// No majority of its first partition answered in time.
+    Unclear,
+    /// It was dropped, and this node's map has come to know it.
+    Gone,
+}
 
 impl Services {
     pub(super) async fn create_space(
@@ -139,13 +153,22 @@ impl Services {
         request: v1::DescribeSpaceRequest,
         deadline: Deadline,
     ) -> Result<v1::DescribeSpaceResponse, Failure> {
-        let space = self.space(&request.name, deadline).await?;
-        let places: Vec<_> = space
-            .partitions
-            .iter()
-            .map(|place| (&space, *place))
-            .collect();
-        let partitions = self.survey(&places, deadline).await;
+        let (space, partitions, confirmed) = loop {
+            let space = self.space(&request.name, deadline).await?;
+            let places: Vec<_> = space
+                .partitions
+                .iter()
+                .map(|place| (&space, *place))
+                .collect();
+            let asked = join(
+                self.survey(&places, deadline),
+                self.standing(&space, deadline),
+            );
+            match asked.await {
+                (_, Standing::Gone) => {}
+                (partitions, standing) => break (space, partitions, standing == Standing::Confirmed),
+            }
+        };
         let newest = |partition: &v1::Partition| {
             let reachable = partition
                 .replicas
@@ -177,7 +200,33 @@ impl Services {
                 .map(|replica| replica.index_bytes)
                 .sum(),
             partitions,
+            confirmed,
         })
+    }
+
+    /// Whether the space is what its name stands for now, and not only in this node's map, which may
+    /// be old. A name is used again when each partition of the earlier space was dropped in the log
+    /// of its group (ADR 0009), so that a read of one of them, confirmed by a majority, is enough.
+    async fn standing(&self, space: &SpaceRecord, deadline: Deadline) -> Standing {
+        let Some(place) = space.partitions.first() else {
+            return Standing::Unclear;
+        };
+        if planted!("space-by-hearsay") {
+            return Standing::Confirmed;
+        }
+        let query = ReadQuery {
+            query: Some(Query::Status(StatusQuery {})),
+        };
+        let wait = deadline.left(self.router().seams()).min(CONFIRM_WAIT);
+        let by = self.router().deadline(wait);
+        let read = self.router().read(*place, &query, &ReadAt::Linearizable, by);
+        match read.await {
+            Ok(_) => Standing::Confirmed,
+            Err(ReadError::Gone { .. }) => Standing::Gone,
+            Err(
+                ReadError::Unavailable { .. } | ReadError::Behind { .. } | ReadError::Invalid(_),
+            ) => Standing::Unclear,
+        }
     }
 
     pub(super) async fn drop_space(

@@ -417,7 +417,12 @@ impl Actor {
         let call = self.client.describe_space(name);
         let answer = self.ask(name, Op::DescribeSpace, call, |answer| {
             let id = answer.space.map_or(0, |space| space.id);
-            (Answer::Space { id }, None)
+            let answer = match answer.confirmed {
+                true => Answer::Space { id },
+                // One node's knowledge, which may be old: it promises nothing.
+                false => Answer::Hearsay { id },
+            };
+            (answer, None)
         });
         answer.await.is_some()
     }
