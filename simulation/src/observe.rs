@@ -71,6 +71,8 @@ pub struct PartitionObservation {
     pub stored: Option<StoredObservation>,
     /// Structural jobs that wait.
     pub jobs: usize,
+    /// Something that was purged may still be here.
+    pub purging: bool,
 }
 
 /// A partition's records, added up from the disk.

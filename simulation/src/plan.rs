@@ -23,7 +23,7 @@ pub struct Plan {
     pub liveness: Duration,
     pub network: NetworkPlan,
     pub disk: DiskPlan,
-    pub log: LogPlan,
+    pub options: NodePlan,
     /// Offset of each node's wall clock, in milliseconds; nodes beyond the list have none.
     pub clock_offsets: Vec<i64>,
     pub spaces: Vec<SpacePlan>,
@@ -54,13 +54,19 @@ pub struct DiskPlan {
     pub slow: f64,
 }
 
-/// How soon groups write snapshots and cut their logs.
+/// How all nodes are set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogPlan {
+pub struct NodePlan {
     /// Entries after which a group's state is written to a snapshot.
     pub snapshot_every: u64,
     /// Entries that stay in the log although a snapshot has them.
     pub keep: u64,
+    /// Between two heartbeats of a leader; elections take as long in proportion.
+    pub heartbeat: Duration,
+    /// The mark of a log is on disk before anything is acknowledged.
+    pub marks_before_ack: bool,
+    /// How long a node is away before its replicas are created elsewhere.
+    pub replace_after: Duration,
 }
 
 /// A space that exists from the start.
@@ -149,6 +155,10 @@ pub enum Fault {
     Move { choice: u32 },
     /// An operator calls all moves off.
     CancelMoves,
+    /// An operator drains a node, and takes it back after `length`.
+    Drain { host: Host, length: Duration },
+    /// An operator has replicas and primaries spread evenly.
+    Rebalance,
 }
 
 impl Fault {
@@ -175,6 +185,8 @@ impl Fault {
             Self::Transfer { .. } => "transfer",
             Self::Move { .. } => "move",
             Self::CancelMoves => "cancel-moves",
+            Self::Drain { .. } => "drain",
+            Self::Rebalance => "rebalance",
         }
     }
 
@@ -189,6 +201,7 @@ impl Fault {
             | Self::Pause { host, .. }
             | Self::Reset { host, .. }
             | Self::SlowDisk { host, .. }
+            | Self::Drain { host, .. }
             | Self::FullDisk { host, .. }
             | Self::FailedSync { host, .. }
             | Self::CorruptRecord { host, .. }
@@ -199,7 +212,8 @@ impl Fault {
             | Self::Join
             | Self::Transfer { .. }
             | Self::Move { .. }
-            | Self::CancelMoves => Vec::new(),
+            | Self::CancelMoves
+            | Self::Rebalance => Vec::new(),
         }
     }
 
@@ -218,13 +232,15 @@ impl Fault {
             | Self::Cut { length, .. }
             | Self::Clog { length, .. }
             | Self::Weather { length, .. }
-            | Self::SlowDisk { length, .. } => *length,
+            | Self::SlowDisk { length, .. }
+            | Self::Drain { length, .. } => *length,
             Self::Reset { times, every, .. } => *every * times.saturating_sub(1),
             Self::ClockJump { .. }
             | Self::Join
             | Self::Transfer { .. }
             | Self::Move { .. }
-            | Self::CancelMoves => Duration::ZERO,
+            | Self::CancelMoves
+            | Self::Rebalance => Duration::ZERO,
         }
     }
 }

@@ -169,7 +169,7 @@ pub struct Config {
     pub raft: RaftOptions,
 }
 
-/// How much log a group keeps, decided. No option sets it: it is for tests, which must see
+/// How groups keep time and logs, decided. No option sets it: it is for tests, which must see
 /// snapshots soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftOptions {
@@ -179,6 +179,9 @@ pub struct RaftOptions {
     pub keep_entries: u64,
     /// Decoded entries of one group kept in memory, in bytes.
     pub cache_bytes_max: usize,
+    /// Between two heartbeats of a leader. A follower that hears none for three to five of them
+    /// stands for election.
+    pub heartbeat: Duration,
 }
 
 impl Default for RaftOptions {
@@ -187,6 +190,7 @@ impl Default for RaftOptions {
             snapshot_every_entries: 20_000,
             keep_entries: 5_000,
             cache_bytes_max: 1 << 20,
+            heartbeat: Duration::from_millis(250),
         }
     }
 }

@@ -214,8 +214,14 @@ impl Group {
             return Err(BarrierError::Stopped { group, reason });
         }
         let barrier = async {
-            let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
-            let linearizer = linearizer.map_err(|error| self.barrier_error(error, wait))?;
+            let linearizer = tokio::select! {
+                biased;
+                confirmed = self.raft.get_read_linearizer(ReadPolicy::ReadIndex) => {
+                    confirmed.map_err(|error| self.barrier_error(error, wait))?
+                }
+                // Whoever waits for a majority's word that it leads is not told when it no longer does.
+                hint = self.leads_no_more() => return Err(BarrierError::NotLeader { group, hint }),
+            };
             if planted!("barrier-without-wait") {
                 return Ok(());
             }
@@ -255,17 +261,36 @@ impl Group {
         }
     }
 
+    /// Ends when this node does not lead, with who does.
+    async fn leads_no_more(&self) -> Option<NodeId> {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            if leader != Some(*self.raft.node_id()) {
+                return leader.map(NodeId);
+            }
+            if metrics.changed().await.is_err() {
+                // It has stopped: the barrier itself says so.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     pub async fn wait_for_leader(&self, wait: Duration) -> Option<NodeId> {
-        let mut metrics = self.raft.server_metrics();
+        // The same source as of `leadership`: whoever asks one after the other must not spin.
+        let mut metrics = self.raft.metrics();
         let known = async {
             loop {
                 if let Some(leader) = metrics.borrow_watched().current_leader {
-                    return Some(NodeId(leader));
+                    return NodeId(leader);
                 }
-                metrics.changed().await.ok()?;
+                if metrics.changed().await.is_err() {
+                    // The replica has stopped and will never know. The caller's pause still counts.
+                    std::future::pending::<()>().await;
+                }
             }
         };
-        self.seams.timeout(wait, known).await.ok().flatten()
+        self.seams.timeout(wait, known).await.ok()
     }
 
     pub async fn add_member(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engram_core::partition::Partition;
-use engram_core::types::{GroupId, NodeId, OverlayContext};
+use engram_core::types::{GroupId, NodeId, OverlayContext, PartitionId};
 use engram_proto::peer::OverlayExchange;
 use engram_proto::peer::overlay_client::OverlayClient;
 
@@ -101,8 +101,15 @@ impl Handover {
 #[async_trait]
 impl Overlays for Handover {
     async fn push(&self, group: GroupId, to: NodeId) -> Result<(), String> {
+        let map = self.router.map();
+        // Ids are not used again: one below the next that no space has was dropped. A replica that
+        // was behind in its group's log may still hold it, and nobody else needs it any more.
+        let dropped = |id: PartitionId| id.0 < map.next_partition && map.partition(id).is_none();
         for partition in self.partitions(group) {
             let id = partition.id();
+            if dropped(id) {
+                continue;
+            }
             let pushed = self.push_one(&partition, to).await;
             pushed.map_err(|reason| format!("partition {id}: {reason}"))?;
         }
@@ -122,7 +129,7 @@ mod tests {
     use engram_core::command::EdgeChange;
     use engram_core::partition::{LocalChange, LocalError};
     use engram_core::types::{
-        ActorId, ClientId, Hlc, MemoryId, PartitionId, Relation, RequestId, SlotRange, Unit,
+        ActorId, ClientId, Hlc, MemoryId, Relation, RequestId, SlotRange, Unit,
     };
     use tokio::sync::watch;
 
@@ -154,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_replica_that_goes_takes_no_more_changes_and_keeps_what_it_holds_to_hand_over() {
-        let (_, map) = watch::channel(Arc::new(ClusterMap::default()));
+        let (news, map) = watch::channel(Arc::new(ClusterMap::default()));
         let replica = partition(PartitionId(3), SlotRange::ALL);
         let (seams, groups): (_, Arc<dyn Groups>) = (system_seams(), Arc::new(NoGroups));
         let held = Arc::new(Held(vec![(GROUP, Arc::clone(&replica))]));
@@ -178,5 +185,8 @@ mod tests {
         assert_eq!(replica.adoptable(10, usize::MAX).len(), 1);
         let refused = handover.push(GROUP, NodeId(9)).await;
         assert!(refused.is_err(), "nobody confirmed it");
+        // Once the space was dropped there is nothing to hand over.
+        news.send_modify(|map| Arc::make_mut(map).next_partition = 4);
+        assert_eq!(handover.push(GROUP, NodeId(9)).await, Ok(()));
     }
 }

@@ -131,6 +131,11 @@ fn check_equal(replicas: &[(NodeId, &PartitionObservation)], complaints: &mut Ve
                 replica.jobs
             ));
         }
+        if replica.purging {
+            complaints.push(format!(
+                "partition {partition} on node {node} has not ended its purge"
+            ));
+        }
         let same_state = (replica.sequence, &replica.digests) == (first.sequence, &first.digests);
         let same_overlay = replica.overlay == first.overlay;
         let same_graph = replica.topology == first.topology;

@@ -227,6 +227,7 @@ mod trial {
             seen: EdgeContext::default(),
             stored: None,
             jobs: 0,
+            purging: false,
         }
     }
 

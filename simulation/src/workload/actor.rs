@@ -205,10 +205,16 @@ impl Actor {
         }
     }
 
-    pub async fn forget(&self, space: &str, id: &str) -> bool {
+    /// With `purge`, what is forgotten is to leave index, log and snapshots too.
+    pub async fn forget(&self, space: &str, id: &str, purge: bool) -> bool {
         let op = Op::Forget { id: id.to_owned() };
         let to = self.space(space);
-        let answer = self.ask(space, op, to.forget(id), |message| {
+        let request = v1::ForgetRequest {
+            id: id.to_owned(),
+            purge,
+            ..v1::ForgetRequest::default()
+        };
+        let answer = self.ask(space, op, to.forget_with(request), |message| {
             let existed = message.existed;
             (Answer::Forgotten { existed }, message.token)
         });

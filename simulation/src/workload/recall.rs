@@ -36,7 +36,8 @@ pub async fn turn(actor: &mut Actor, task: &Task, turn: u32) {
             actor.remember(space, wanted).await;
         }
         55..=62 => {
-            actor.forget(space, &id).await;
+            let purge = actor.rng.random_bool(0.2);
+            actor.forget(space, &id, purge).await;
         }
         _ => {
             let query = vector(&mut actor.rng, dimension);

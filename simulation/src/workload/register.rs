@@ -30,7 +30,8 @@ pub async fn turn(actor: &mut Actor, task: &Task) {
         }
         70..=94 => compare_and_set(actor, space, id).await,
         _ if number >= KEPT => {
-            actor.forget(space, &id).await;
+            let purge = actor.rng.random_bool(0.2);
+            actor.forget(space, &id, purge).await;
         }
         _ => {
             actor.get(space, &id, Level::Linearizable).await;

@@ -21,7 +21,8 @@ pub async fn turn(actor: &mut Actor, task: &Task, turn: u32) {
                 actor.neighbors(space, &id, level).await;
             }
             2 | 3 => {
-                actor.forget(space, &id).await;
+                let purge = actor.rng.random_bool(0.2);
+            actor.forget(space, &id, purge).await;
             }
             _ => {
                 actor.get(space, &id, level).await;

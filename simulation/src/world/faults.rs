@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_client::types::{CancelMovesRequest, MoveReplicaRequest};
+use engram_client::types::{
+    CancelMovesRequest, MoveReplicaRequest, NodeState, RebalanceRequest, SetNodeStateRequest,
+};
 use engram_node::control::ClusterMap;
 
 use super::World;
@@ -28,6 +30,7 @@ pub enum Action {
     EndLinks(u64),
     EndWeather,
     EndSlowDisk(Host),
+    EndDrain(Host),
 }
 
 impl World {
@@ -57,6 +60,9 @@ impl World {
                 Action::Resume(host) => self.resume_node(host),
                 Action::EndLinks(number) => self.around.network.end_fault(number),
                 Action::EndWeather => self.around.network.set_weather(self.plan.network),
+                Action::EndDrain(host) => {
+                    self.set_node_state(host, NodeState::Active);
+                }
                 Action::EndSlowDisk(host) => {
                     if let Some(node) = self.nodes.get(host.0) {
                         node.set_slowness(1);
@@ -206,6 +212,17 @@ impl World {
             Fault::Transfer { choice } => self.transfer(choice),
             Fault::Move { choice } => self.move_replica(choice),
             Fault::CancelMoves => self.cancel_moves(),
+            Fault::Drain { host, length } => {
+                self.schedule(now + length, Action::EndDrain(host));
+                self.set_node_state(host, NodeState::Draining)
+            }
+            Fault::Rebalance => {
+                let client = self.client(OPERATOR).client;
+                self.spawn_client(OPERATOR, async move {
+                    drop(client.rebalance(RebalanceRequest::default()).await);
+                });
+                true
+            }
         }
     }
 
@@ -301,6 +318,25 @@ impl World {
             });
         }
         moving
+    }
+
+    /// An operator drains a node or takes it back, through a client.
+    fn set_node_state(&mut self, host: Host, state: NodeState) -> bool {
+        let node = self.nodes.get(host.0);
+        let id = node.and_then(|node| node.with_server(|server| server.plane().local()));
+        let Some(id) = id else {
+            return false;
+        };
+        let request = SetNodeStateRequest {
+            node: id.0,
+            state: state.into(),
+            ..SetNodeStateRequest::default()
+        };
+        let client = self.client(OPERATOR).client;
+        self.spawn_client(OPERATOR, async move {
+            drop(client.set_node_state(request).await);
+        });
+        true
     }
 
     fn newest_map(&self) -> Option<Arc<ClusterMap>> {

@@ -104,7 +104,7 @@ impl World {
                 seed: plan.seed,
                 tick: plan.tick,
                 disk: plan.disk,
-                log: plan.log,
+                options: plan.options,
                 network: Arc::new(network),
                 ledger,
             },

@@ -20,7 +20,7 @@ use super::disk::{Platter, SimDisk};
 use super::network::{End, Network, Place, SimNet};
 use super::process::Process;
 use super::seams::{Ledger, Life, SimClock, SimEntropy, SimTasks, generator};
-use crate::plan::{DiskPlan, Host, LogPlan};
+use crate::plan::{DiskPlan, Host, NodePlan};
 
 /// An orderly stop is cut short after this.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -65,7 +65,7 @@ pub struct Surroundings {
     pub seed: u64,
     pub tick: Duration,
     pub disk: DiskPlan,
-    pub log: LogPlan,
+    pub options: NodePlan,
     pub network: Arc<Network>,
     pub ledger: Arc<Ledger>,
 }
@@ -84,7 +84,7 @@ pub fn place(host: Host) -> Place {
 }
 
 /// The node's configuration; the first of `peers` founds the cluster.
-fn config(host: Host, peers: usize, log: LogPlan) -> Config {
+fn config(host: Host, peers: usize, options: NodePlan) -> Config {
     let others = (0..peers.max(1)).map(Host).filter(|other| *other != host);
     let join = match host {
         Host(0) => Vec::new(),
@@ -105,14 +105,18 @@ fn config(host: Host, peers: usize, log: LogPlan) -> Config {
         cluster_key_file: None,
         log_format: LogFormat::Text,
         log_level: "info".into(),
-        replace_after: Duration::from_secs(600),
+        replace_after: options.replace_after,
         snapshot_bytes_per_second: 128 << 20,
-        log_marks: LogMarks::Lazy,
+        log_marks: match options.marks_before_ack {
+            true => LogMarks::BeforeAck,
+            false => LogMarks::Lazy,
+        },
         index_tail_max: INDEX_TAIL_MAX_DEFAULT,
         limits: Limits::default(),
         raft: RaftOptions {
-            snapshot_every_entries: log.snapshot_every,
-            keep_entries: log.keep,
+            snapshot_every_entries: options.snapshot_every,
+            keep_entries: options.keep,
+            heartbeat: options.heartbeat,
             // Few entries: most are read from the store, with their checksums.
             cache_bytes_max: 2 << 10,
         },
@@ -149,7 +153,7 @@ impl Node {
         let process = Process::new(rand::Rng::next_u64(&mut seeds));
         let seams = self.seams(around, &process, &life);
         let slot = Arc::new(Mutex::new(Slot::Starting));
-        let (started, config) = (Arc::clone(&slot), config(self.host, peers, around.log));
+        let (started, config) = (Arc::clone(&slot), config(self.host, peers, around.options));
         process.spawn(async move {
             let server = Box::pin(server::start(config, seams)).await;
             *started.lock() = match server {

@@ -93,7 +93,13 @@ fn observe_node(node: &Node, server: &Server, with_records: bool) -> NodeObserva
             .replicas()
             .partitions()
             .into_iter()
-            .map(|(group, partition)| observe_partition(group, &partition, with_records))
+            .map(|(group, partition)| {
+                let purged = server.replicas().cleared().of(partition.id());
+                PartitionObservation {
+                    purging: purged < partition.purges().last,
+                    ..observe_partition(group, &partition, with_records)
+                }
+            })
             .collect(),
     }
 }
@@ -149,6 +155,7 @@ fn observe_partition(
         seen: partition.context(),
         stored: with_records.then(|| observe_stored(partition)).flatten(),
         jobs: usize::try_from(partition.jobs_waiting()).unwrap_or(usize::MAX),
+        purging: false,
     }
 }
 
