@@ -114,6 +114,11 @@ pub const REGISTRY: &[Bug] = &[
         "linearizability, set: a write that was refused is there",
     ),
     bug(
+        "name-free-at-once",
+        "a dropped space's name is free as soon as the map has forgotten the space, not when its groups have",
+        "spaces: a node with an old map serves the dropped space under the name of the new one",
+    ),
+    bug(
         "overlay-dot-reused",
         "the numbers of local edge changes begin anew once the log has adopted the earlier ones",
         "edges: a second change under a used dot is taken for one that is known",

@@ -305,7 +305,9 @@ async fn describe(client: &Client, args: &ClientArgs, name: &str) -> Result<(), 
         )
     })?;
     if !answer.confirmed && args.output == super::output::Output::Table {
-        line("\nnot confirmed by a majority: this is what one node knows; try: engram cluster status")?;
+        line(
+            "\nnot confirmed by a majority: this is what one node knows; try: engram cluster status",
+        )?;
     }
     if answer.memories == 0 && args.output == super::output::Output::Table {
         line(&format!(

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use engram_core::limits::{PARTITIONS_MAX, REPLICAS_MAX};
+use engram_core::planted;
 use engram_core::types::{GroupId, MarkId, NodeId, PartitionId, SlotRange, SpaceConfig, SpaceId};
 
 use super::command::{
@@ -359,7 +360,10 @@ fn drop_space(map: &mut ClusterMap, name: &str) -> Result<ControlOutcome, Contro
             name: name.to_owned(),
         });
     };
-    map.dropping.extend(map.spaces.remove_entry(&id));
+    let dropped = map.spaces.remove_entry(&id);
+    if !planted!("name-free-at-once") {
+        map.dropping.extend(dropped);
+    }
     Ok(ControlOutcome::SpaceDropped { space: id })
 }
 

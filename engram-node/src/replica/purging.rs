@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use engram_core::command::PartitionCommand;
 use engram_core::partition::Partition;
-use engram_core::types::{GroupId, NodeId, PartitionId, Sequence};
-use engram_proto::convert::encode_group_command;
+use engram_core::types::{GroupId, PartitionId, Sequence};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Replicas;
 use crate::consensus::{Compaction, Consensus, LogMoment};
+use crate::routing::Router;
 use crate::seams::Seams;
 
 /// How often purges are looked after.
@@ -42,7 +42,7 @@ impl Cleared {
 /// The loop, and what it remembers.
 pub struct Purging {
     seams: Seams,
-    node: NodeId,
+    router: Router,
     consensus: Consensus,
     replicas: Arc<Replicas>,
     /// Logs that are being compacted: for purges up to a command, from a moment on.
@@ -51,10 +51,10 @@ pub struct Purging {
 
 impl Purging {
     #[must_use]
-    pub fn new(seams: Seams, node: NodeId, consensus: Consensus, replicas: Arc<Replicas>) -> Self {
+    pub fn new(router: Router, consensus: Consensus, replicas: Arc<Replicas>) -> Self {
         Self {
-            seams,
-            node,
+            seams: router.seams().clone(),
+            router,
             consensus,
             replicas,
             compacting: BTreeMap::new(),
@@ -90,8 +90,9 @@ impl Purging {
             waiting += 1;
             if !purges.are_begun {
                 // One generation at a time: what is purged meanwhile goes with the next.
-                if partition.status().index.generations == 1 {
-                    self.renew(*group, partition).await;
+                let leads = self.consensus.leadership(*group).leader == Some(self.router.local());
+                if leads && partition.status().index.generations == 1 {
+                    self.renew(partition).await;
                 }
             } else if purges.are_served {
                 self.compact(*group, partition, purges.last).await;
@@ -102,19 +103,21 @@ impl Purging {
         metrics::gauge!("engram_purges_waiting").set(f64::from(waiting));
     }
 
-    /// Asks the log for a generation, if this node leads the group. With nothing to purge it
-    /// changes nothing.
-    async fn renew(&self, group: GroupId, partition: &Partition) {
-        if self.consensus.leadership(group).leader != Some(self.node) {
+    /// Asks the log for a generation, through whoever leads the group. With nothing to purge it
+    /// changes nothing, and is an entry all the same.
+    async fn renew(&self, partition: &Partition) {
+        let id = partition.id();
+        let map = self.router.map();
+        let Some((_, place)) = map.partition(id) else {
             return;
-        }
-        let entry = encode_group_command(partition.id(), &PartitionCommand::Renew);
-        match self.consensus.propose(group, entry, RENEW_WAIT).await {
+        };
+        let deadline = self.router.deadline(RENEW_WAIT);
+        let renewed = self
+            .router
+            .command(place, PartitionCommand::Renew, deadline);
+        match renewed.await {
             Ok(_) => metrics::counter!("engram_purge_renewals_total").increment(1),
-            Err(error) => {
-                let id = partition.id();
-                tracing::debug!(partition = %id, %error, "a purge waits");
-            }
+            Err(error) => tracing::debug!(partition = %id, %error, "a purge waits"),
         }
     }
 
@@ -145,7 +148,8 @@ impl Purging {
                 self.replicas.cleared().0.lock().insert(id, last);
                 tracing::info!(partition = %id, sequence = %last, "purges are done here");
             }
-            Some(Compaction::WantsEntry) => self.renew(group, partition).await,
+            // Also where another node leads: it may have been done before this one began.
+            Some(Compaction::WantsEntry) => self.renew(partition).await,
             Some(Compaction::UnderWay) | None => {}
         }
     }

@@ -391,12 +391,8 @@ impl Parts {
             overlays: services.overlays(),
         };
         seams.spawn("reconciler", reconciler.run(stop()));
-        let purging = Purging::new(
-            seams.clone(),
-            core.plane.local(),
-            consensus(),
-            Arc::clone(&core.replicas),
-        );
+        let replicas = Arc::clone(&core.replicas);
+        let purging = Purging::new(services.router().clone(), consensus(), replicas);
         seams.spawn("purging", purging.run(stop()));
         self.start_placement(core, membership, services, background);
     }

@@ -147,7 +147,9 @@ impl Services {
         }
     }
 
-    fn router(&self) -> &Router {
+    /// Requests to partitions, wherever their leaders are.
+    #[must_use]
+    pub fn router(&self) -> &Router {
         &self.inner.router
     }
 

@@ -166,7 +166,9 @@ impl Services {
             );
             match asked.await {
                 (_, Standing::Gone) => {}
-                (partitions, standing) => break (space, partitions, standing == Standing::Confirmed),
+                (partitions, standing) => {
+                    break (space, partitions, standing == Standing::Confirmed);
+                }
             }
         };
         let newest = |partition: &v1::Partition| {
@@ -219,7 +221,9 @@ impl Services {
         };
         let wait = deadline.left(self.router().seams()).min(CONFIRM_WAIT);
         let by = self.router().deadline(wait);
-        let read = self.router().read(*place, &query, &ReadAt::Linearizable, by);
+        let read = self
+            .router()
+            .read(*place, &query, &ReadAt::Linearizable, by);
         match read.await {
             Ok(_) => Standing::Confirmed,
             Err(ReadError::Gone { .. }) => Standing::Gone,

@@ -22,7 +22,7 @@ pub async fn turn(actor: &mut Actor, task: &Task, turn: u32) {
             }
             2 | 3 => {
                 let purge = actor.rng.random_bool(0.2);
-            actor.forget(space, &id, purge).await;
+                actor.forget(space, &id, purge).await;
             }
             _ => {
                 actor.get(space, &id, level).await;

@@ -2,9 +2,11 @@
 //!
 //! Each change of it was acknowledged with its sequence in its partition, and each answer says up to
 //! which sequence of each partition it saw: so what must be in it is known. A change that was never
-//! answered may be in it when the audit found it; both are tried.
+//! answered may be in it when the audit found it, and one that may have been repeated may be in it
+//! before the sequence of its answer; both are tried.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::super::Ended;
 use super::super::evidence::{Contribution, EdgeStory, answers, counts, stories, weight};
@@ -13,6 +15,8 @@ use crate::history::{Answer, EdgeName, EdgeSeen, Op, Positions, Record};
 
 /// Changes without an answer of which all combinations are tried; with more nothing is said.
 const UNSURE_MAX: usize = 3;
+/// A change that took less cannot have been sent twice: the client library pauses before it repeats.
+const REPEATED_FROM: Duration = Duration::from_millis(25);
 
 /// Whether a change is in what a read saw.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,8 @@ fn judge_edge<'a>(
                 let (partition, sequence) = positions.iter().next()?;
                 match sequence <= at.get(partition)? {
                     true => Seen::Yes,
+                    // The answer to a repetition: what it repeats was applied at an earlier sequence.
+                    false if may_be_repeated(record) => Seen::Perhaps,
                     false => Seen::No,
                 }
             }
@@ -105,6 +111,10 @@ fn judge_edge<'a>(
         judged.push((*contribution, seen));
     }
     Some(judged)
+}
+
+fn may_be_repeated(record: &Record) -> bool {
+    record.completed_at.saturating_sub(record.invoked_at) >= REPEATED_FROM
 }
 
 /// The graph with those of the unsure changes whose bit is set.
@@ -232,6 +242,14 @@ mod tests {
         assert_eq!(found(true, true, spread(0, 1, 6)), 0);
         assert_eq!(found(true, true, spread(0, 1, 7)), 1, "missed");
         assert_eq!(found(true, true, spread(half, 2, 6)), 1, "too early");
+    }
+
+    #[test]
+    fn a_repeated_change_may_be_there_before_its_answer_says() {
+        let changed = Answer::EdgeChanged { majority: true };
+        let repeated = build::acked(0, (10, 2_000), contribution("r"), changed, 7);
+        let quick = build::acked(0, (10, 20), contribution("r"), Answer::Dropped, 7);
+        assert!(may_be_repeated(&repeated) && !may_be_repeated(&quick));
     }
 
     #[test]
