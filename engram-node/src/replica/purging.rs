@@ -27,6 +27,9 @@ use crate::seams::Seams;
 const PERIOD: Duration = Duration::from_secs(1);
 /// Longest wait for the log to take a renewal.
 const RENEW_WAIT: Duration = Duration::from_secs(5);
+/// Rounds that one compaction may take. Raft forgets to delete entries that it meant to delete while
+/// it led and replicated them; a newer snapshot reminds it.
+const COMPACTION_ROUNDS_MAX: u32 = 5;
 
 /// Purges of which nothing is left here, by partition: those up to a command.
 #[derive(Default)]
@@ -45,8 +48,17 @@ pub struct Purging {
     router: Router,
     consensus: Consensus,
     replicas: Arc<Replicas>,
-    /// Logs that are being compacted: for purges up to a command, from a moment on.
-    compacting: BTreeMap<PartitionId, (Sequence, LogMoment)>,
+    compacting: BTreeMap<PartitionId, Compacting>,
+}
+
+/// A log that is being compacted.
+#[derive(Clone, Copy)]
+struct Compacting {
+    /// For purges up to this command.
+    last: Sequence,
+    /// From what the log held then.
+    moment: LogMoment,
+    rounds: u32,
 }
 
 impl Purging {
@@ -134,14 +146,23 @@ impl Purging {
     /// Has the log and the snapshot let go of what the replica has let go of.
     async fn compact(&mut self, group: GroupId, partition: &Partition, last: Sequence) {
         let id = partition.id();
-        let moment = match self.compacting.get(&id) {
-            Some((of, moment)) if *of == last => *moment,
-            _ => match self.consensus.log_moment(group) {
-                Some(moment) => moment,
+        let goes_on = |it: &&Compacting| it.last == last && it.rounds < COMPACTION_ROUNDS_MAX;
+        let compacting = match self.compacting.get(&id).filter(goes_on) {
+            Some(begun) => Compacting {
+                rounds: begun.rounds + 1,
+                ..*begun
+            },
+            None => match self.consensus.log_moment(group) {
+                Some(moment) => Compacting {
+                    last,
+                    moment,
+                    rounds: 0,
+                },
                 None => return,
             },
         };
-        self.compacting.insert(id, (last, moment));
+        self.compacting.insert(id, compacting);
+        let moment = compacting.moment;
         match self.consensus.compact(group, moment).await {
             Some(Compaction::Done) => {
                 self.compacting.remove(&id);
