@@ -420,6 +420,7 @@ impl Services {
                     positions.insert(place.id, read.position);
                 }
                 Err(failure) => {
+                    tracing::debug!(partition = %place.id, ?failure, "no replica for a spread");
                     unreachable.push(plan);
                     failed.get_or_insert(failure);
                 }
