@@ -29,6 +29,7 @@ pub use rows::{Lane, Rows, prefetch};
 use crate::types::Metric;
 
 /// Rows that are being loaded ahead of the one that is compared.
+#[cfg(target_arch = "x86_64")]
 const ROWS_AHEAD: usize = 3;
 
 /// Lanes that are summed side by side; rows are zero-padded to a multiple of it.
