@@ -10,7 +10,7 @@ processor time of one thread; the median of the rounds. Writes a JSON file, a ta
     bench_index.py report --out DIR                               table and plots from what was measured
 
 `--data` is a directory that holds wordnet/ (real, 384 dimensions). `--set synthetic` makes clusters of 768
-dimensions from a seed instead. hnswlib, usearch, faiss-cpu and numpy come from PyPI.
+dimensions from a seed instead and needs no data. hnswlib, usearch, faiss-cpu and numpy come from PyPI.
 """
 
 import argparse
@@ -340,7 +340,8 @@ def extra(args):
         result = json.loads(path.read_text()) if path.exists() else {}
         for verb in args.what.split(","):
             worker = Worker(command("engram", args, paths, base.shape[1]))
-            result[verb] = {**worker.ask(verb), "conditions": conditions()}
+            at = {"set": args.set, "rows": len(base), "dimension": base.shape[1], "conditions": conditions()}
+            result[verb] = {**worker.ask(verb), **at}
             worker.stop()
             print(verb, json.dumps(result[verb], indent=1))
         path.write_text(json.dumps(result, indent=1) + "\n")
@@ -449,11 +450,56 @@ def plot(result):
     return "\n".join(parts) + "\n"
 
 
+def beside(result):
+    """Searches on one core while the other works."""
+    lines = ["| while the other core | searches | p50 µs | p99 µs | p99 beside idle |", "| --- | --- | --- | --- | --- |"]
+    phases = {"idle": "idles", "linking": "inserts and links windows", "rebuilding": "rebuilds a generation", "after": "idles again"}
+    for phase, what in phases.items():
+        times = result[phase]
+        share = times["p99"] / result["idle"]["p99"]
+        lines.append(f"| {what} | {times['searches']:,} | {times['p50']:.0f} | {times['p99']:.0f} | {share:.2f} |")
+    writes = result["writes"]
+    return [
+        *lines,
+        "",
+        f"Search effort {result['effort']}. An insert took p50 {writes['p50']:.1f}, p99 {writes['p99']:.1f}, p999 "
+        f"{writes['p999']:.1f} µs while windows were linked. The command that began the generation held its writer up for "
+        f"{result['generation_begins_micros'] / 1e3:.1f} ms; the generation was linked in "
+        f"{result['generation_seconds']:.1f} s by one thread.",
+    ]
+
+
+def opening(result):
+    """Opening from saved links, against linking anew."""
+    loads = result["open_seconds"]
+    load, anew = statistics.median(loads), result["rebuild_seconds"]
+    return [
+        f"{result['memories']:,} memories, a snapshot of {result['snapshot_bytes'] / 2**20:.1f} MiB saved in "
+        f"{result['save_seconds']:.2f} s: opened in {load:.2f} s (median of {len(loads)}), linked anew by one thread in "
+        f"{anew:.1f} s, {anew / load:.0f} times as long. Vectors come from memory in both.",
+    ]
+
+
+def report_extra(path, result):
+    titles = {"beside": ("Searches beside other work", beside), "open": ("Opening", opening)}
+    text = ["# Engram's index beside work, and opened"]
+    for verb, (title, show) in titles.items():
+        if verb in result:
+            at = result[verb]["conditions"]
+            text += ["", f"## {title}", ""]
+            text += [f"{result[verb]['set']} ({result[verb]['dimension']} dimensions), {at['date']}, {at['cpu']}, {at['cores']} cores, "
+                     f"load {at['load']:.1f} before the run.", ""]
+            text += show(result[verb])
+    path.with_suffix(".md").write_text("\n".join(text) + "\n")
+    print(path.with_suffix(".md"))
+
+
 def report(args):
     out = pathlib.Path(args.out)
     for path in sorted(out.glob("index-*.json")):
         result = json.loads(path.read_text())
         if "indexes" not in result:
+            report_extra(path, result)
             continue
         conditions_, versions_ = result["conditions"], result["versions"]
         text = [
