@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long test-neon test-split check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index bench-edges bench-gossip demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long test-model test-neon test-split check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index bench-edges bench-gossip demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -52,13 +52,16 @@ test-long: bootstrap ## tests that take minutes: properties on fifty times as ma
 
 test-cluster: bootstrap ## tests with real processes only: kills, pauses, moves, growth, backups
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	  $(CARGO) nextest run $(SELECT) --test backup --test cluster --test faults --test moves --test kill $(ARGS); \
+	  $(CARGO) nextest run $(SELECT) --test backup --test cluster --test faults --test moves --test kill --test purge $(ARGS); \
 	else \
-	  $(CARGO) test $(SELECT) --test backup --test cluster --test faults --test moves --test kill $(ARGS); \
+	  $(CARGO) test $(SELECT) --test backup --test cluster --test faults --test moves --test kill --test purge $(ARGS); \
 	fi
 
 test-neon: ## distance kernels and index topology on emulated aarch64; skipped where the tools are missing
 	@scripts/test-neon.sh
+
+test-model: bootstrap ## writer, workers and a reader of an index in orders that shuttle chooses
+	@$(LONG) -p engram-core --no-default-features --features model -- index::tests::model
 
 test-split: RUNS ?= 20
 test-split: build ## split a cluster of real processes again and again, changing associations on both sides (RUNS=20)

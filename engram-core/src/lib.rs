@@ -22,5 +22,6 @@ pub mod partition;
 pub mod planted;
 pub mod spread;
 pub mod storage;
+mod sync;
 pub mod types;
 pub mod walk;

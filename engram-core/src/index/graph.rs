@@ -5,10 +5,7 @@
 //! was published; a slot is the entry point only after its links were stored.
 
 use std::cmp::Reverse;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-
-use parking_lot::Mutex;
 
 use super::chunked::Chunked;
 use super::level::level;
@@ -18,6 +15,7 @@ use super::{
     TopologyDigest, VectorId, WINDOW_DIVISOR, WINDOW_SLOTS_MAX,
 };
 use crate::kernel::prefetch;
+use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Mutex, Ordering};
 use crate::types::{MemoryHash, Sequence};
 
 /// No slot: the end of a list, and the entry point of a graph without links.

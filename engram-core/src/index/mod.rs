@@ -47,8 +47,9 @@ use serde::{Deserialize, Serialize};
 
 /// Search effort (`ef`) of a query that names none: recall@10 of 0.98 and more on real text.
 pub const DEFAULT_EFFORT: usize = 96;
-/// Spaces with at most this many live vectors are scanned exactly: it is as fast, and complete.
-pub const SCAN_LIVE_MAX: usize = 1_000;
+/// Spaces with at most this many live vectors are scanned exactly: it is as fast, and complete. A
+/// model has few vectors and is about walks.
+pub const SCAN_LIVE_MAX: usize = if cfg!(feature = "model") { 8 } else { 1_000 };
 /// A generation with fewer slots is never replaced.
 pub const GENERATION_SLOTS_MIN: u32 = 1_024;
 /// Share of dead slots, in percent, at which a generation is replaced.

@@ -2,10 +2,8 @@
 //! each, the oldest one serves until a newer one has caught up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use roaring::RoaringTreemap;
 
 use super::crew::{Alone, Crew};
@@ -17,6 +15,7 @@ use super::{
     TopologyDigest, VectorId, search, snapshot,
 };
 use crate::kernel::Row;
+use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{IndexParameters, Metric, Sequence};
 
 /// The index of a partition. One applier calls [`insert`](Self::insert), [`kill`](Self::kill),

@@ -15,6 +15,8 @@ mod codes;
 mod crews;
 mod filters;
 mod frozen;
+#[cfg(feature = "model")]
+mod model;
 mod product;
 mod queries;
 mod recovery;

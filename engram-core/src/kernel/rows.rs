@@ -14,9 +14,8 @@ use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
 use std::slice;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
-use parking_lot::Mutex;
+use crate::sync::{AtomicPtr, AtomicU32, Mutex, Ordering};
 
 /// Bytes of a cache line. Rows are whole lines and begin at one.
 const LINE_BYTES: usize = 64;

@@ -311,7 +311,12 @@ fn searches_hold_while_the_index_changes() {
     assert_eq!(index.digest_at(index.sealed()), Some(late.digest()));
 }
 
-fn apply_shared(index: &PartitionIndex, place: u64, command: &Command, points: &[(u64, Vec<f32>)]) {
+pub(super) fn apply_shared(
+    index: &PartitionIndex,
+    place: u64,
+    command: &Command,
+    points: &[(u64, Vec<f32>)],
+) {
     let first = points.partition_point(|(at, _)| *at < place) as u64;
     let sequence = Sequence(place);
     for (id, (owner, components)) in (first..).zip(&command.inserts) {
