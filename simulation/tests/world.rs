@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engram_client::types::Memory;
 use engram_simulation::plan::{
-    DiskPlan, Fault, FaultEvent, Host, LogPlan, NetworkPlan, Plan, SpacePlan,
+    DiskPlan, Fault, FaultEvent, Host, NetworkPlan, NodePlan, Plan, SpacePlan,
 };
 use engram_simulation::thread::on_own_thread;
 use engram_simulation::world::World;
@@ -41,9 +41,12 @@ fn plan(seed: u64, faults: Vec<(u64, Fault)>) -> Plan {
             sync_max: Duration::from_millis(4),
             slow: 0.01,
         },
-        log: LogPlan {
+        options: NodePlan {
             snapshot_every: 100,
             keep: 10,
+            heartbeat: Duration::from_millis(250),
+            marks_before_ack: false,
+            replace_after: Duration::from_secs(600),
         },
         clock_offsets: vec![0, 40, -70],
         spaces: vec![SpacePlan {
