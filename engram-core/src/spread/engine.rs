@@ -25,6 +25,7 @@ use super::split::{QuickSplit, Split};
 use super::wire::Arrival;
 use super::{Adjacency, OutEdge};
 use crate::edges::decay_factor;
+use crate::kernel::prefetch;
 use crate::limits::SPREAD_TARGETS_MAX;
 use crate::types::{Decay, HashSlot, MemoryHash, SlotRange, Unit};
 
@@ -36,6 +37,9 @@ const CREW_EDGES_MIN: u64 = if cfg!(test) { 4 } else { 1 << 16 };
 const PIECE_TARGETS_MIN: usize = if cfg!(test) { 4 } else { 1_024 };
 /// Pieces per lane: enough that an uneven one does not hold up the others.
 const PIECES_PER_LANE: usize = 4;
+
+/// Edges between the one that is followed and the one whose target is fetched from memory.
+const EDGES_AHEAD: usize = 32;
 
 /// The state of one query at one partition.
 pub(super) struct Engine {
@@ -95,6 +99,9 @@ struct Weighted {
 /// Where shares go: straight to the next hop, or into buckets by ranges of targets.
 trait Sink {
     fn add(&mut self, target: u32, share: u64);
+
+    /// A share for this target follows soon.
+    fn expect(&self, _target: u32) {}
 }
 
 /// Few targets: they are listed.
@@ -122,6 +129,11 @@ impl Sink for Unlisted<'_> {
     fn add(&mut self, target: u32, share: u64) {
         let held = &mut self.0[target as usize];
         *held = held.saturating_add(share);
+    }
+
+    #[inline]
+    fn expect(&self, target: u32) {
+        prefetch(&self.0[target as usize]);
     }
 }
 
@@ -683,7 +695,10 @@ impl Sending<'_> {
         let decay = self.parameters.decay;
         let mut carried = 0;
         if let Some(split) = QuickSplit::new(amount, decay, source.reciprocal) {
-            for edge in edges {
+            for (place, edge) in edges.iter().enumerate() {
+                if let Some(later) = edges.get(place + EDGES_AHEAD) {
+                    sink.expect(later.to);
+                }
                 let weight = edge.weight();
                 let share = match split.share_of(weight) {
                     Some(share) => share,
