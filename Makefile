@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build demo test test-cluster test-long test-model test-neon test-split check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-spread bench-spread-cluster bench-index bench-edges bench-gossip demo-data image compose-test
+.PHONY: help bootstrap build demo test test-cluster test-long test-model test-neon test-split check fix deny simulate simulate-mutants simulate-determinism bench bench-failover bench-etcd bench-import bench-spread bench-spread-cluster bench-index bench-edges bench-gossip demo-data image compose-test
 
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -107,6 +107,10 @@ bench-failover: bootstrap ## time without writes after kill -9 of a primary, ove
 bench-etcd: bootstrap ## replicated writes beside etcd's, in turns (needs etcd; Debian: etcd-server)
 	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
 	@$(TARGET_DIR)/$(PROFILE_DIR)/peer --binary $(TARGET_DIR)/$(PROFILE_DIR)/engram $(ARGS)
+
+bench-import: bootstrap ## a graph without embeddings from JSONL into one node: docs/benchmarks/import.md (ARGS="--memories N --edges N")
+	@$(CARGO) build $(SELECT) --bins --examples --profile $(PROFILE)
+	@scripts/bench_import.py $(TARGET_DIR)/$(PROFILE_DIR) $(ARGS)
 
 bench-spread: bootstrap ## a local spread beside a plain CSR loop, databases and graph libraries: docs/benchmarks/spread.md (ENGRAM_WORDNET=directory with its files)
 	@$(CARGO) build --release --locked -p engram-benches --no-default-features --bin spread

@@ -249,7 +249,7 @@ async fn load(
         on_error: OnError::Stop,
         in_flight: IN_FLIGHT_DEFAULT,
         progress: Progress::Hidden,
-        clock: seams.clock.clone(),
+        seams: seams.clone(),
     };
     let mut rejects = Rejects::new(std::env::temp_dir().join("spread-bench-rejected.jsonl"));
     let loaded = loader.load(input, &mut rejects).await?;

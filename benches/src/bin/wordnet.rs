@@ -212,7 +212,7 @@ async fn import(
         on_error: OnError::Stop,
         in_flight: IN_FLIGHT_DEFAULT,
         progress: Progress::Shown,
-        clock: seams.clock.clone(),
+        seams: seams.clone(),
     };
     let mut rejects = Rejects::new(PathBuf::from(format!("{}-rejected.jsonl", args.space)));
     let loaded = loader.load(input, &mut rejects).await?;

@@ -180,7 +180,7 @@ impl RequestTable {
             entry.kept += 1;
             if entry.kept > self.bounds.per_client {
                 // What is in the batch cannot be read yet, and may itself be the oldest.
-                let oldest = self.oldest(reader, client)?;
+                let oldest = self.oldest(reader, client, entry.floor)?;
                 let (oldest, gone) = oldest
                     .filter(|(n, _)| *n < counter)
                     .unwrap_or((counter, now));
@@ -268,14 +268,18 @@ impl RequestTable {
         Some(*client)
     }
 
-    /// The least counter whose outcomes are kept, and what its record gives to the sum.
+    /// The least counter whose outcomes are kept, and what its record gives to the sum. Nothing
+    /// below the floor is kept: the search begins there, because a store walks over everything
+    /// that was deleted on its way, and a long import deletes one outcome with each command.
     fn oldest(
         &self,
         reader: &dyn Reader,
         client: ClientId,
+        floor: u64,
     ) -> Result<Option<(u64, u128)>, StorageError> {
-        let range = keys::requests_of(self.partition, client);
-        let mut entries = reader.scan(Family::Metadata, &range.start, &range.end, Order::Ascending);
+        let first = keys::request(self.partition, client, floor);
+        let end = keys::requests_of(self.partition, client).end;
+        let mut entries = reader.scan(Family::Metadata, &first, &end, Order::Ascending);
         let first = entries.next().transpose()?;
         Ok(first.and_then(|(key, value)| {
             let counter = keys::parse_number(&key)?;

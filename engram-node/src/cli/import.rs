@@ -90,7 +90,7 @@ pub async fn run(
         on_error: args.on_error,
         in_flight: args.in_flight,
         progress: Progress::Shown,
-        clock: seams.clock.clone(),
+        seams: seams.clone(),
     };
     let default_report =
         || PathBuf::from(format!("{}-rejected.jsonl", args.space.replace('/', "_")));

@@ -181,7 +181,7 @@ impl Tour {
             on_error: OnError::Stop,
             in_flight: IN_FLIGHT_DEFAULT,
             progress: Progress::Shown,
-            clock: self.seams.clock.clone(),
+            seams: self.seams.clone(),
         };
         let mut rejects = Rejects::new(directory.join("rejected.jsonl"));
         let loaded = loader.load(input, &mut rejects).await?;

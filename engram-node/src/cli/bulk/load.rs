@@ -1,29 +1,25 @@
 //! Loading: lines become batches, batches are sent, refused lines are reported.
 //!
-//! What must hold: row i of the embeddings belongs to line i of the memories, so a refused line
-//! still consumes its row; memory is bounded by the batches in flight.
+//! What must hold: memory is bounded by the batches in flight and those that wait for their turn.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use engram_client::{BatchReport, Importer, SpaceClient, types as v1};
+use engram_client::{BatchReport, Importer, SpaceClient};
 use indicatif::ProgressBar;
+use tokio::sync::mpsc;
 
-use super::jsonl::{BadLine, EdgeLine, Embeddings, MemoryLine, parse};
-use super::lines::{Line, Lines, count};
+use super::batches::{Batch, Item, Origin, Refused, batches};
+use super::jsonl::{EdgeLine, Embeddings, MemoryLine, parse};
+use super::lines::count;
 use super::npy::{NpyError, NpyReader};
 use super::progress::Progress;
 use super::rejects::{Reject, Rejects};
-use crate::seams::Clock;
+use crate::seams::Seams;
 
-/// Items in one batch.
-const BATCH_ITEMS_MAX: usize = 256;
-/// Size of one batch, in bytes of its lines and rows.
-const BATCH_BYTES_MAX: usize = 1 << 20;
 /// Batches that may be unanswered, unless the caller says otherwise.
 pub const IN_FLIGHT_DEFAULT: usize = 8;
 
@@ -31,7 +27,7 @@ pub const IN_FLIGHT_DEFAULT: usize = 8;
 pub struct Source {
     pub name: String,
     pub lines: u64,
-    reader: Box<dyn BufRead + Send>,
+    pub(super) reader: Box<dyn BufRead + Send>,
 }
 
 /// Rows to load.
@@ -106,7 +102,7 @@ impl From<engram_client::Error> for LoadError {
     }
 }
 
-fn io_error(file: &str) -> impl Fn(std::io::Error) -> LoadError {
+pub(super) fn io_error(file: &str) -> impl Fn(std::io::Error) -> LoadError {
     let file = file.to_owned();
     move |error| LoadError::Io {
         file: file.clone(),
@@ -173,6 +169,13 @@ impl Rows {
     pub fn dimension(&self) -> usize {
         self.reader.dimension()
     }
+
+    pub(super) fn next(&mut self) -> Result<Option<Vec<f32>>, LoadError> {
+        self.reader.next_row().map_err(|error| LoadError::Npy {
+            file: self.name.clone(),
+            error,
+        })
+    }
 }
 
 impl Input {
@@ -226,7 +229,7 @@ pub struct Loader {
     pub on_error: OnError,
     pub in_flight: usize,
     pub progress: Progress,
-    pub clock: Arc<dyn Clock>,
+    pub seams: Seams,
 }
 
 impl Loader {
@@ -239,11 +242,11 @@ impl Loader {
         let mut loaded = Loaded::default();
         let Input {
             memories,
-            embeddings: mut rows,
+            embeddings: rows,
             edges,
         } = input;
         if let Some(source) = memories {
-            let started = self.clock.monotonic();
+            let started = self.seams.clock.monotonic();
             let embeddings = self.embeddings;
             let read = move |line: &str, row| {
                 parse::<MemoryLine>(line)?
@@ -251,55 +254,19 @@ impl Loader {
                     .map(Item::Memory)
             };
             let run = Run::new(self, "memories", &source, rejects);
-            loaded.memories = run.through(source, rows.as_mut(), read).await?;
-            loaded.memories_time = self.clock.monotonic() - started;
+            let batches = batches(&self.seams, source, rows, self.on_error, read);
+            loaded.memories = run.through(batches).await?;
+            loaded.memories_time = self.seams.clock.monotonic() - started;
         }
         if let Some(source) = edges {
-            let started = self.clock.monotonic();
+            let started = self.seams.clock.monotonic();
             let read = |line: &str, _| parse::<EdgeLine>(line)?.into_edge().map(Item::Edge);
             let run = Run::new(self, "edges", &source, rejects);
-            loaded.edges = run.through(source, None, read).await?;
-            loaded.edges_time = self.clock.monotonic() - started;
+            let batches = batches(&self.seams, source, None, self.on_error, read);
+            loaded.edges = run.through(batches).await?;
+            loaded.edges_time = self.seams.clock.monotonic() - started;
         }
         Ok(loaded)
-    }
-}
-
-enum Item {
-    Memory(v1::Memory),
-    Edge(v1::ImportEdge),
-}
-
-/// Lines collected for one batch. A batch holds memories or edges, never both, so that an item's
-/// position in it is that of its line in `origins`.
-#[derive(Default)]
-struct Batch {
-    memories: Vec<v1::Memory>,
-    edges: Vec<v1::ImportEdge>,
-    origins: Vec<Origin>,
-    bytes: usize,
-}
-
-struct Origin {
-    line: u64,
-    text: String,
-}
-
-impl Batch {
-    fn add(&mut self, item: Item, origin: Origin) {
-        self.bytes += origin.text.len();
-        match item {
-            Item::Memory(memory) => {
-                self.bytes += memory.embedding.len() * size_of::<f32>();
-                self.memories.push(memory);
-            }
-            Item::Edge(edge) => self.edges.push(edge),
-        }
-        self.origins.push(origin);
-    }
-
-    fn is_full(&self) -> bool {
-        self.origins.len() >= BATCH_ITEMS_MAX || self.bytes >= BATCH_BYTES_MAX
     }
 }
 
@@ -310,7 +277,6 @@ struct Run<'a> {
     on_error: OnError,
     rejects: &'a mut Rejects,
     bar: ProgressBar,
-    batch: Batch,
     /// Origins of the unanswered batches, in order.
     sent: VecDeque<Vec<Origin>>,
     loaded: u64,
@@ -326,76 +292,31 @@ impl<'a> Run<'a> {
             on_error: loader.on_error,
             rejects,
             bar: loader.progress.bar(what, Some(source.lines)),
-            batch: Batch::default(),
             sent: VecDeque::new(),
             loaded: 0,
             stopped: None,
         }
     }
 
-    /// Sends all lines; answers with the number of items that were applied.
+    /// Sends all batches; answers with the number of items that were applied.
     async fn through(
         mut self,
-        source: Source,
-        mut rows: Option<&mut Rows>,
-        read: impl Fn(&str, Option<Vec<f32>>) -> Result<Item, BadLine>,
+        mut batches: mpsc::Receiver<Result<Batch, LoadError>>,
     ) -> Result<u64, LoadError> {
-        let mut lines = Lines::new(source.reader);
-        while let Some(line) = lines.next_line().map_err(io_error(&self.file))? {
-            let row = next_row(rows.as_deref_mut())?;
-            self.take(line, row, &read)?;
-            if self.batch.is_full() {
-                self.send().await?;
-            }
+        while let Some(batch) = batches.recv().await {
+            self.send(batch?).await?;
             if self.stopped.is_some() {
                 break;
             }
         }
-        if self.stopped.is_none() && next_row(rows)?.is_some() {
-            // The file grew or shrank since its lines were counted.
-            let error = std::io::Error::other("it changed while it was read");
-            return Err(LoadError::Io {
-                file: self.file,
-                error,
-            });
-        }
         self.finish().await
     }
 
-    fn take(
-        &mut self,
-        line: Line,
-        row: Option<Vec<f32>>,
-        read: &impl Fn(&str, Option<Vec<f32>>) -> Result<Item, BadLine>,
-    ) -> Result<(), LoadError> {
-        let (text, result) = match line.text {
-            Ok(text) => {
-                let result = read(&text, row).map_err(|bad| (bad.code.to_owned(), bad.reason));
-                (text, result)
-            }
-            Err(error) => (
-                String::new(),
-                Err(("MALFORMED_LINE".to_owned(), error.to_string())),
-            ),
-        };
-        let origin = Origin {
-            line: line.number,
-            text,
-        };
-        match result {
-            Ok(item) => {
-                self.batch.add(item, origin);
-                Ok(())
-            }
-            Err((code, reason)) => {
-                self.bar.inc(1);
-                self.reject(origin, code, reason)
-            }
+    async fn send(&mut self, batch: Batch) -> Result<(), LoadError> {
+        for refused in batch.refused {
+            self.bar.inc(1);
+            self.reject(refused)?;
         }
-    }
-
-    async fn send(&mut self) -> Result<(), LoadError> {
-        let batch = std::mem::take(&mut self.batch);
         if batch.origins.is_empty() {
             return Ok(());
         }
@@ -407,7 +328,6 @@ impl<'a> Run<'a> {
     }
 
     async fn finish(mut self) -> Result<u64, LoadError> {
-        self.send().await?;
         for report in self.importer.finish().await? {
             self.report(report)?;
         }
@@ -447,19 +367,22 @@ impl<'a> Run<'a> {
                     text: String::new(),
                 },
             };
-            self.reject(origin, refused.code, refused.reason)?;
+            self.reject(Refused {
+                origin,
+                code: refused.code,
+                reason: refused.reason,
+            })?;
         }
         Ok(())
     }
 
-    fn reject(&mut self, origin: Origin, code: String, reason: String) -> Result<(), LoadError> {
-        let file = self.file.clone();
+    fn reject(&mut self, refused: Refused) -> Result<(), LoadError> {
         let reject = Reject {
-            file,
-            line: origin.line,
-            code,
-            reason,
-            record: origin.text,
+            file: self.file.clone(),
+            line: refused.origin.line,
+            code: refused.code,
+            reason: refused.reason,
+            record: refused.origin.text,
         };
         if self.on_error == OnError::Stop {
             self.stopped.get_or_insert_with(|| reject.clone());
@@ -467,12 +390,4 @@ impl<'a> Run<'a> {
         let report = self.rejects.path().display().to_string();
         self.rejects.add(reject).map_err(io_error(&report))
     }
-}
-
-fn next_row(rows: Option<&mut Rows>) -> Result<Option<Vec<f32>>, LoadError> {
-    let Some(rows) = rows else { return Ok(None) };
-    rows.reader.next_row().map_err(|error| LoadError::Npy {
-        file: rows.name.clone(),
-        error,
-    })
 }

@@ -2,6 +2,7 @@
 //!
 //! Used by `engram import`, `engram export`, the demo and the benchmarks.
 
+mod batches;
 pub mod colocate;
 pub mod jsonl;
 pub mod lines;
