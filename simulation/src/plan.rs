@@ -30,6 +30,9 @@ pub struct Plan {
     /// In order of their time.
     pub faults: Vec<FaultEvent>,
     pub workloads: Vec<WorkloadPlan>,
+    /// How long nodes offer a message of a spread before they offer it again. Short: messages come
+    /// twice without any fault.
+    pub spread_attempt_wait: Duration,
 }
 
 /// How the network behaves without a special fault.

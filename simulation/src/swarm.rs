@@ -111,6 +111,7 @@ pub fn plan(seed: u64) -> Plan {
             .collect(),
         faults: draw_faults(rng, nodes, safety, network),
         workloads,
+        spread_attempt_wait: draw_attempt_wait(rng, network),
     }
 }
 
@@ -127,6 +128,15 @@ fn draw_network(rng: &mut StdRng, tick: Duration) -> NetworkPlan {
         loss: share(rng),
         duplicates: share(rng),
         reordered: share(rng),
+    }
+}
+
+/// As in production, or about as long as an answer takes.
+fn draw_attempt_wait(rng: &mut StdRng, network: NetworkPlan) -> Duration {
+    match rng.random_range(0..3) {
+        0 => Duration::from_millis(1_000),
+        1 => network.delay_max * 2,
+        _ => network.delay_min * 2 + network.delay_max,
     }
 }
 

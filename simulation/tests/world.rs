@@ -57,6 +57,7 @@ fn plan(seed: u64, faults: Vec<(u64, Fault)>) -> Plan {
         }],
         faults: faults.into_iter().map(event).collect(),
         workloads: Vec::new(),
+        spread_attempt_wait: Duration::from_millis(1_000),
     }
 }
 

@@ -142,6 +142,9 @@ pub enum LogMarks {
     BeforeAck,
 }
 
+/// See [`Config::spread_attempt_wait`].
+pub const SPREAD_ATTEMPT_WAIT: Duration = Duration::from_millis(1_000);
+
 /// What a server runs with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -167,6 +170,9 @@ pub struct Config {
     pub index_tail_max: u32,
     pub limits: Limits,
     pub raft: RaftOptions,
+    /// How long one offer of a spread's message to another node may take before it is offered
+    /// again. No option sets it: it is for tests, in which messages shall come twice.
+    pub spread_attempt_wait: Duration,
 }
 
 /// How groups keep time and logs, decided. No option sets it: it is for tests, which must see
@@ -288,6 +294,7 @@ impl StartArgs {
                 .unwrap_or(INDEX_TAIL_MAX_DEFAULT),
             limits: self.limits.over(&file.limits),
             raft: RaftOptions::default(),
+            spread_attempt_wait: SPREAD_ATTEMPT_WAIT,
         };
         config.check()?;
         Ok(config)

@@ -178,6 +178,7 @@ impl Parts {
             plane: core.plane.clone(),
             membership: membership.clone(),
             beats: beats.clone(),
+            spread_attempt_wait: self.config.spread_attempt_wait,
         });
         let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
         self.start_control_group(&core.consensus).await?;

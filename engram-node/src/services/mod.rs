@@ -86,6 +86,8 @@ pub struct Parts {
     pub plane: ControlPlane,
     pub membership: Membership,
     pub beats: Heartbeats,
+    /// See [`crate::config::Config::spread_attempt_wait`].
+    pub spread_attempt_wait: Duration,
 }
 
 impl Services {
@@ -101,6 +103,7 @@ impl Services {
             plane,
             membership,
             beats,
+            spread_attempt_wait,
         } = parts;
         let clocks: Arc<dyn Clocks> = Arc::new(beats);
         let groups: Arc<dyn Groups> = Arc::new(consensus);
@@ -118,24 +121,13 @@ impl Services {
             replicas,
         );
         let router = Router::new(seams, plane.watch(), groups, remote, here);
+        let spreads =
+            spread::Registry::new(router.clone(), Arc::clone(&links), spread_attempt_wait);
         let overlay = OverlayService::new(router.clone(), plane.cluster().0);
-        Self::new(router, Arc::new(plane), membership, links, overlay, clocks)
-    }
-
-    #[must_use]
-    pub fn new(
-        router: Router,
-        controls: Arc<dyn Controls>,
-        membership: Membership,
-        links: Arc<dyn Links>,
-        overlay: OverlayService,
-        clocks: Arc<dyn Clocks>,
-    ) -> Self {
-        let spreads = spread::Registry::new(router.clone(), Arc::clone(&links));
         Self {
             inner: Arc::new(Inner {
                 router,
-                controls,
+                controls: Arc::new(plane),
                 membership,
                 links,
                 overlay,

@@ -105,6 +105,7 @@ impl World {
                 tick: plan.tick,
                 disk: plan.disk,
                 options: plan.options,
+                spread_attempt_wait: plan.spread_attempt_wait,
                 network: Arc::new(network),
                 ledger,
             },

@@ -66,6 +66,7 @@ pub struct Surroundings {
     pub tick: Duration,
     pub disk: DiskPlan,
     pub options: NodePlan,
+    pub spread_attempt_wait: Duration,
     pub network: Arc<Network>,
     pub ledger: Arc<Ledger>,
 }
@@ -84,7 +85,8 @@ pub fn place(host: Host) -> Place {
 }
 
 /// The node's configuration; the first of `peers` founds the cluster.
-fn config(host: Host, peers: usize, options: NodePlan) -> Config {
+fn config(host: Host, peers: usize, around: &Surroundings) -> Config {
+    let options = around.options;
     let others = (0..peers.max(1)).map(Host).filter(|other| *other != host);
     let join = match host {
         Host(0) => Vec::new(),
@@ -120,6 +122,7 @@ fn config(host: Host, peers: usize, options: NodePlan) -> Config {
             // Few entries: most are read from the store, with their checksums.
             cache_bytes_max: 2 << 10,
         },
+        spread_attempt_wait: around.spread_attempt_wait,
     }
 }
 
@@ -153,7 +156,7 @@ impl Node {
         let process = Process::new(rand::Rng::next_u64(&mut seeds));
         let seams = self.seams(around, &process, &life);
         let slot = Arc::new(Mutex::new(Slot::Starting));
-        let (started, config) = (Arc::clone(&slot), config(self.host, peers, around.options));
+        let (started, config) = (Arc::clone(&slot), config(self.host, peers, around));
         process.spawn(async move {
             let server = Box::pin(server::start(config, seams)).await;
             *started.lock() = match server {

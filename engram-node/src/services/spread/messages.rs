@@ -24,22 +24,30 @@ use crate::transport::PeerChannel;
 /// How long a message is offered to a node that does not take it.
 const OFFER_WAIT: Duration = Duration::from_millis(2_500);
 
-/// How long one offer may take before the message is offered again, and how much longer for its
-/// size: a connection that hangs must not use up the query's time. The receiver knows doubled
-/// messages.
-const ATTEMPT_WAIT: Duration = Duration::from_millis(1_000);
+/// How much longer an offer may take for the message's size.
 const ATTEMPT_BYTES_PER_MILLI: u64 = 16 << 10;
 
 /// Sends messages of spreads to other nodes.
 pub struct Messenger {
     seams: Seams,
     links: Arc<dyn Links>,
+    /// How long one offer may take before the message is offered again: a connection that hangs
+    /// must not use up the query's time. The receiver knows doubled messages.
+    attempt_wait: Duration,
 }
 
 impl Messenger {
     #[must_use]
-    pub fn new(seams: Seams, links: Arc<dyn Links>) -> Self {
-        Self { seams, links }
+    pub fn new(seams: Seams, links: Arc<dyn Links>, attempt_wait: Duration) -> Self {
+        Self {
+            seams,
+            links,
+            attempt_wait,
+        }
+    }
+
+    fn attempt_wait(&self, bytes: usize) -> Duration {
+        self.attempt_wait + Duration::from_millis(bytes as u64 / ATTEMPT_BYTES_PER_MILLI)
     }
 
     fn client(&self, node: NodeId) -> Result<SpreadClient<PeerChannel>, String> {
@@ -93,7 +101,7 @@ impl Messenger {
     ) -> Result<(), String> {
         let wait = deadline
             .left(&self.seams)
-            .min(attempt_wait(message.encoded_len()));
+            .min(self.attempt_wait(message.encoded_len()));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
@@ -117,7 +125,7 @@ impl Messenger {
     ) -> Result<(), String> {
         let wait = deadline
             .left(&self.seams)
-            .min(attempt_wait(message.encoded_len()));
+            .min(self.attempt_wait(message.encoded_len()));
         self.offer(deadline, || async {
             let mut client = self.client(node)?;
             taken(
@@ -148,10 +156,6 @@ impl Messenger {
             pauses.pause(&self.seams, offered).await;
         }
     }
-}
-
-fn attempt_wait(bytes: usize) -> Duration {
-    ATTEMPT_WAIT + Duration::from_millis(bytes as u64 / ATTEMPT_BYTES_PER_MILLI)
 }
 
 fn taken<E: std::fmt::Display>(

@@ -113,8 +113,8 @@ impl Drop for Listening {
 
 impl Registry {
     #[must_use]
-    pub fn new(router: Router, links: Arc<dyn Links>) -> Self {
-        let messenger = Messenger::new(router.seams().clone(), links);
+    pub fn new(router: Router, links: Arc<dyn Links>, attempt_wait: Duration) -> Self {
+        let messenger = Messenger::new(router.seams().clone(), links, attempt_wait);
         Self {
             inner: Arc::new(Inner {
                 router,

@@ -99,6 +99,7 @@ fn registry(partition: &Arc<Partition>) -> Registry {
     Registry::new(
         Router::new(seams, map, groups, remote, here),
         Arc::new(NoLinks),
+        crate::config::SPREAD_ATTEMPT_WAIT,
     )
 }
 
