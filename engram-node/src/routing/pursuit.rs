@@ -13,6 +13,9 @@ const HINTS_IN_A_ROW_MAX: u32 = 2;
 pub struct Pursuit {
     hint: Option<NodeId>,
     suspect: Option<NodeId>,
+    /// Said last that it does not lead: what this node believes of it is not asked for again until
+    /// the others were.
+    denied: Option<NodeId>,
     hints_in_a_row: u32,
     asked: usize,
 }
@@ -25,7 +28,7 @@ impl Pursuit {
             .hint
             .take()
             .filter(trusted)
-            .or(believed.filter(trusted))
+            .or(believed.filter(|node| trusted(node) && Some(*node) != self.denied))
         {
             return Some(node);
         }
@@ -36,13 +39,14 @@ impl Pursuit {
             .copied();
         self.asked += 1;
         if self.asked.is_multiple_of(replicas.len().max(1)) {
-            self.suspect = None;
+            (self.suspect, self.denied) = (None, None);
         }
         target
     }
 
     /// `node` named the leader, or nobody. Answers whether to pause before the next attempt.
     pub fn redirected(&mut self, node: NodeId, hint: Option<NodeId>) -> bool {
+        self.denied = Some(node);
         self.hint = hint.filter(|hint| *hint != node && Some(*hint) != self.suspect);
         if self.hint.is_some() && self.hints_in_a_row < HINTS_IN_A_ROW_MAX {
             self.hints_in_a_row += 1;
@@ -115,6 +119,25 @@ mod tests {
         assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(B));
         assert!(pursuit.redirected(B, Some(A)));
         assert_eq!(pursuit.target(Some(A), &[A, B, C]), Some(C));
+    }
+
+    #[test]
+    fn a_leader_that_failed_once_is_found_although_another_is_believed_to_lead() {
+        let mut pursuit = Pursuit::default();
+        assert_eq!(pursuit.target(Some(B), &[A, B, C]), Some(B));
+        pursuit.redirected(B, Some(A));
+        assert_eq!(pursuit.target(Some(B), &[A, B, C]), Some(A));
+        // It does not lead yet, and will in a moment.
+        pursuit.failed(A);
+        let asked: Vec<_> = (0..6)
+            .filter_map(|_| {
+                let target = pursuit.target(Some(B), &[A, B, C]);
+                target.inspect(|node| {
+                    pursuit.redirected(*node, Some(A));
+                })
+            })
+            .collect();
+        assert!(asked.contains(&A), "{asked:?}");
     }
 
     #[test]
