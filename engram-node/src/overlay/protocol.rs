@@ -115,6 +115,9 @@ struct Duty {
     /// Changes came that others have not been told of.
     unannounced: bool,
     announce_at: Duration,
+    /// What was proposed last was an adoption: folding is next, so that changes that keep coming do
+    /// not put it off for ever.
+    adopted_last: bool,
     proposing: bool,
     propose_at: Duration,
     fold: FoldPass,
@@ -556,21 +559,8 @@ impl Protocol {
                 duty.fold = FoldPass::default();
                 continue;
             };
-            let deltas = place
-                .partition
-                .adoptable(ADOPTED_PER_COMMAND_MAX, ADOPTED_BYTES_MAX);
-            let effect = if deltas.is_empty() {
-                match duty.fold_next(now, self.local, place) {
-                    Ok(effect) => effect,
-                    Err(error) => {
-                        tracing::warn!(partition = %id, %error, "no look for edges to fold");
-                        None
-                    }
-                }
-            } else {
-                let command = PartitionCommand::Adopt { deltas };
-                Some((command, None))
-            };
+            let effect = duty.propose_next(now, self.local, place);
+            duty.adopted_last = matches!(&effect, Some((PartitionCommand::Adopt { .. }, _)));
             let Some((command, frontier)) = effect else {
                 continue;
             };
@@ -588,6 +578,30 @@ impl Protocol {
 }
 
 impl Duty {
+    /// Adoption and folding take turns while there is something for both.
+    fn propose_next(
+        &mut self,
+        now: Duration,
+        local: NodeId,
+        place: &Place,
+    ) -> Option<(PartitionCommand, Option<Sequence>)> {
+        let deltas = place
+            .partition
+            .adoptable(ADOPTED_PER_COMMAND_MAX, ADOPTED_BYTES_MAX);
+        if deltas.is_empty() || self.adopted_last {
+            match self.fold_next(now, local, place) {
+                Ok(Some(effect)) => return Some(effect),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        partition = %place.partition.id(), %error, "no look for edges to fold"
+                    );
+                }
+            }
+        }
+        (!deltas.is_empty()).then_some((PartitionCommand::Adopt { deltas }, None))
+    }
+
     /// The next folding command, if there is something to fold.
     fn fold_next(
         &mut self,

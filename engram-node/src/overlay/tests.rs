@@ -362,3 +362,16 @@ fn what_all_have_passed_is_folded() {
     }
     assert!(net.partition(1).sequence() > Sequence(64));
 }
+
+#[test]
+fn changes_that_never_cease_do_not_put_folding_off() {
+    let mut net = Net::of(3);
+    for counter in 1..1_000 {
+        // Whenever the leader looks, there is something to adopt.
+        net.accept(1, &[evidence(counter)]);
+        net.run(STEP);
+    }
+    let status = net.partition(1).status();
+    assert_eq!((status.edges, status.folded_edges), (1, 1));
+    assert_eq!(status.edge_conflicts, 0);
+}
