@@ -91,6 +91,7 @@ impl Rig {
             partitions,
             replicas,
             if_not_exists: true,
+            local_fallback: v1::LocalFallback::Refused.into(),
             ..Default::default()
         };
         self.client.create_space(request).await.expect("created");
@@ -232,6 +233,9 @@ async fn a_space_comes_back_on_a_cluster_of_another_size() {
     let restored = source.run(&beside);
     assert_eq!(restored["restored"][0]["rejected"], 0, "{restored}");
     assert_eq!(source.content("copy").await, before);
+    let described = source.client.describe_space("copy").await;
+    let copy = described.expect("described").space.expect("a space");
+    assert_eq!(copy.local_fallback(), v1::LocalFallback::Refused);
     // Again: all of it is there.
     let resumed = source.run(&[&beside[..], &["--resume"]].concat());
     assert_eq!(resumed["restored"][0]["memories"], 0, "{resumed}");

@@ -69,6 +69,10 @@ pub struct SpaceEntry {
     pub quantization: String,
     pub embedding_model: String,
     pub decay: Option<DecayEntry>,
+    /// Written only where it is so: a program that does not know it refuses such a backup, and would
+    /// else restore the space without its policy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuses_local_fallback: bool,
     pub partitions: Vec<PartitionEntry>,
 }
 
@@ -345,6 +349,7 @@ pub(super) mod tests {
                 decay: Some(DecayEntry::Exponential {
                     half_life_millis: 5,
                 }),
+                refuses_local_fallback: false,
                 partitions: vec![PartitionEntry {
                     partition: 1,
                     sequence: 9,
@@ -410,6 +415,21 @@ pub(super) mod tests {
         let newer = newer.replacen("engram-backup 1", "engram-backup 2", 1);
         let found = Manifest::decode(&written.id, newer.as_bytes());
         assert_eq!(found, Err(ManifestError::Format { found: 2 }));
+    }
+
+    #[test]
+    fn the_policy_of_falling_back_is_kept_and_not_written_where_it_is_the_usual_one() {
+        let usual = manifest("a");
+        let bytes = usual.encode();
+        let text = String::from_utf8(bytes).expect("text");
+        assert!(
+            !text.contains("refuses_local_fallback"),
+            "as it was always written"
+        );
+        let mut refusing = usual;
+        refusing.spaces[0].refuses_local_fallback = true;
+        let read = Manifest::decode(&refusing.id, &refusing.encode());
+        assert_eq!(read, Ok(refusing));
     }
 
     #[test]

@@ -199,6 +199,7 @@ fn space_entry(space: v1::Space, partitions: Vec<PartitionEntry>) -> SpaceEntry 
     SpaceEntry {
         metric: metric_name(space.metric()).to_owned(),
         quantization: quantization_name(space.quantization()).to_owned(),
+        refuses_local_fallback: space.local_fallback() == v1::LocalFallback::Refused,
         decay: law.map(|law| match law {
             Law::Exponential(law) => DecayEntry::Exponential {
                 half_life_millis: law.half_life_millis,

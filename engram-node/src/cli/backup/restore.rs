@@ -166,8 +166,10 @@ fn creation(args: &RestoreArgs, space: &SpaceEntry) -> Result<v1::CreateSpaceReq
         decay: law.map(|law| v1::Decay { law: Some(law) }),
         if_not_exists: args.resume,
         quantization: quantization.into(),
-        // A backup does not keep it.
-        local_fallback: v1::LocalFallback::Unspecified.into(),
+        local_fallback: match space.refuses_local_fallback {
+            true => v1::LocalFallback::Refused.into(),
+            false => v1::LocalFallback::Allowed.into(),
+        },
     })
 }
 
