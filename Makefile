@@ -42,11 +42,12 @@ test: bootstrap ## unit, property, model and cluster tests
 	  $(CARGO) test $(SELECT) $(TESTS) $(ARGS); \
 	fi
 
-# Without RocksDB, so that the optimised build is a matter of two minutes. Fifty times as many cases:
-# 100,000 for each property of edges.
+# Without RocksDB, so that the optimised build is a matter of two minutes. Fifty times as many cases, and
+# of whole replicas five hundred times: 100,000 for each property of edges.
 LONG := $(CARGO) test --locked --profile simulation --lib
-test-long: bootstrap ## tests that take minutes: properties on fifty times as many cases, spreads whose nodes die, index topology, 100 nodes
-	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(LONG) -p engram-core --no-default-features -- edges:: partition::tests::converge spread::tests::push spread::tests::partial
+test-long: bootstrap ## tests that take minutes: properties on 100,000 cases, spreads whose nodes die, index topology, 100 nodes
+	@ENGRAM_CASES_FACTOR=$${ENGRAM_CASES_FACTOR:-50} $(LONG) -p engram-core --no-default-features -- edges:: spread::tests::push spread::tests::partial
+	@ENGRAM_CASES_FACTOR=$${ENGRAM_REPLICA_CASES_FACTOR:-500} $(LONG) -p engram-core --no-default-features -- partition::tests::converge
 	@$(LONG) -p engram-core --no-default-features -- --ignored index::tests::product
 	@$(LONG) -p engram-simulation --features planted -- --ignored
 

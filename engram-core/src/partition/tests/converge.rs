@@ -1,7 +1,7 @@
 //! Replicas of one partition under everything that may happen to edges: both roads, exchanges of
 //! any part in any order and doubled, adoption, folding, forgetting, crashes, snapshots, replicas
-//! that are wiped or expelled and come back. All end with the same digests, and every edge is worth
-//! what a list of the operations says.
+//! that are wiped, set back to an older disk or expelled and come back. All end with the same digests,
+//! and every edge is worth what a list of the operations says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -84,6 +84,14 @@ enum Action {
     Wipe {
         replica: usize,
     },
+    /// Its disk is copied, as a backup of the machine does it.
+    Save {
+        replica: usize,
+    },
+    /// It goes on from the copy, as another life: what came since is known to others alone.
+    Restore {
+        replica: usize,
+    },
     /// It is waited for no longer, or again.
     Expel {
         replica: usize,
@@ -115,6 +123,8 @@ fn actions(harsh: bool) -> impl Strategy<Value = Vec<Action>> {
         (replica(), 1_usize..8).prop_map(|(replica, back)| Action::Retry { replica, back }),
         (edge(), 0_u8..=4).prop_map(|(edge, weight)| Action::Lose { edge, weight }),
         replica().prop_map(|replica| Action::Wipe { replica }),
+        replica().prop_map(|replica| Action::Save { replica }),
+        replica().prop_map(|replica| Action::Restore { replica }),
         replica().prop_map(|replica| Action::Expel { replica }),
     ];
     let rarity = if harsh { 0.15 } else { 0.0 };
@@ -129,6 +139,8 @@ struct Replica {
     actor: ActorId,
     /// What it accepted and acknowledged, in this life.
     accepted: Vec<OverlayDelta>,
+    /// Its disk at an earlier time.
+    saved: Option<MemoryStorage>,
     expelled: bool,
 }
 
@@ -177,6 +189,7 @@ impl Replica {
             partition,
             actor: ActorId([life; 16]),
             accepted: Vec::new(),
+            saved: None,
             expelled: false,
         }
     }
@@ -380,12 +393,37 @@ impl Run {
                 self.undecided = true;
                 self.replicas[replica] = Replica::new(self.lives);
             }
+            Action::Save { replica } => self.save(replica),
+            Action::Restore { replica } => self.restore(replica),
             Action::Expel { replica } => {
                 let replica = &mut self.replicas[replica];
                 replica.expelled = !replica.expelled;
                 self.undecided = true;
             }
         }
+    }
+
+    /// All of it, so that the process may be taken for the one before.
+    fn save(&mut self, n: usize) {
+        let replica = &mut self.replicas[n];
+        replica.saved = Some(replica.storage.crash(usize::MAX));
+        replica.storage = replica.storage.crash(usize::MAX);
+        replica.open();
+    }
+
+    /// What it had accepted since the copy may be nowhere else.
+    fn restore(&mut self, n: usize) {
+        let replica = &mut self.replicas[n];
+        let Some(saved) = &replica.saved else {
+            return;
+        };
+        replica.storage = saved.crash(usize::MAX);
+        self.lives += 1;
+        replica.actor = ActorId([self.lives; 16]);
+        replica.open();
+        let seen = replica.partition.overlay_context();
+        replica.accepted.retain(|delta| seen.covers(delta.dot));
+        self.undecided = true;
     }
 
     fn retry(&mut self, replica: usize, back: usize) {
