@@ -1,6 +1,7 @@
 //! `split [--runs 20] [--seconds 30] [--operations 10000]`: splits a cluster of three real processes
 //! again and again while associations change on both sides, and prints what each heal took. Ends
-//! with an error when anything acknowledged is not what a replica shows.
+//! with an error when anything acknowledged is not what a replica shows, when a split had too few
+//! operations, or when the replicas were equal later than promised.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,6 +24,10 @@ struct Arguments {
     /// Operations during each, at least.
     #[arg(long, default_value_t = 10_000)]
     operations: usize,
+    /// How soon after a heal all replicas must be equal. A machine that does much else at the same
+    /// time needs more.
+    #[arg(long, default_value_t = 2_000)]
+    equal_within_millis: u64,
 }
 
 /// Anomalies that are printed of one run.
@@ -42,7 +47,8 @@ async fn run(arguments: &Arguments, seams: &Seams) -> Result<bool, SplitError> {
         "| run | streams across the cut | acknowledged: 1 node / 2 nodes | fell back to local | unknown | equal after |"
     );
     println!("| --- | --- | --- | --- | --- | --- |");
-    let mut passed = true;
+    let within = Duration::from_millis(arguments.equal_within_millis);
+    let (mut passed, mut heals) = (true, Vec::new());
     for number in 1..=arguments.runs {
         let streams = match number % 2 {
             0 => Streams::Resume,
@@ -55,14 +61,26 @@ async fn run(arguments: &Arguments, seams: &Seams) -> Result<bool, SplitError> {
         };
         let outcome = cluster.round(round).await?;
         show(number, streams, &outcome);
-        passed &= outcome.anomalies.is_empty();
+        let (one, other) = outcome.acknowledged;
+        passed &= outcome.anomalies.is_empty() && one + other >= arguments.operations;
+        heals.push(outcome.equal_after);
     }
     let anomalies = cluster.judge_all().await?;
     println!(
         "\nAll runs read again at the end: {} anomalies.",
         anomalies.len()
     );
-    Ok(passed && anomalies.is_empty())
+    heals.sort_unstable();
+    let late = heals.iter().filter(|heal| **heal > within).count();
+    if let (Some(greatest), Some(median)) = (heals.last(), heals.get(heals.len() / 2)) {
+        println!(
+            "Equal after a heal: {:.2} s at the median, {:.2} s at most; {late} of {} later than {within:?}.",
+            median.as_secs_f64(),
+            greatest.as_secs_f64(),
+            heals.len(),
+        );
+    }
+    Ok(passed && anomalies.is_empty() && late == 0)
 }
 
 fn show(number: u32, streams: Streams, outcome: &Outcome) {

@@ -1,20 +1,20 @@
-//! `gossip [--nodes 3,10,100] [--seed N] [--svg FILE]`: how long clusters of these sizes take to
-//! converge after a split, as a table; with `--svg` also as a curve.
+//! `gossip [--nodes 3,10,100] [--seeds N] [--svg FILE]`: how long clusters of these sizes take to
+//! converge after a split, as a table; with `--svg` also as a curve. Seeds differ in when it heals.
 
 use std::process::ExitCode;
 
-use engram_simulation::gossip::{Shape, curve, markdown, run};
+use engram_simulation::gossip::{PHASES, Shape, curve, markdown, run};
 
 struct Arguments {
     nodes: Vec<u64>,
-    seed: u64,
+    seeds: u64,
     svg: Option<String>,
 }
 
 fn arguments() -> Result<Arguments, String> {
     let mut parsed = Arguments {
         nodes: vec![3, 5, 10, 20, 30, 50, 100, 200, 300],
-        seed: 1,
+        seeds: PHASES,
         svg: None,
     };
     let mut given = std::env::args().skip(1);
@@ -26,7 +26,7 @@ fn arguments() -> Result<Arguments, String> {
         };
         match name.as_str() {
             "--nodes" => parsed.nodes = value.split(',').map(number).collect::<Result<_, _>>()?,
-            "--seed" => parsed.seed = number(&value)?,
+            "--seeds" => parsed.seeds = number(&value)?.max(1),
             "--svg" => parsed.svg = Some(value),
             _ => return Err(format!("{name} is not known")),
         }
@@ -45,21 +45,23 @@ fn main() -> ExitCode {
     let parsed = match arguments() {
         Ok(parsed) => parsed,
         Err(reason) => {
-            eprintln!("{reason}\nusage: gossip [--nodes 3,10,100] [--seed N] [--svg FILE]");
+            eprintln!("{reason}\nusage: gossip [--nodes 3,10,100] [--seeds N] [--svg FILE]");
             return ExitCode::from(2);
         }
     };
-    let mut outcomes = Vec::new();
+    let mut sizes = Vec::new();
     for nodes in parsed.nodes {
-        outcomes.push(run(Shape::of(nodes, parsed.seed)));
-        eprintln!(
-            "{nodes} nodes: {:?}",
-            outcomes.last().map(|outcome| outcome.converged_after)
-        );
+        let mut outcomes = Vec::new();
+        for seed in 1..=parsed.seeds {
+            let outcome = run(Shape::of(nodes, seed));
+            eprintln!("{nodes} nodes, seed {seed}: {:?}", outcome.converged_after);
+            outcomes.push(outcome);
+        }
+        sizes.push(outcomes);
     }
-    print!("{}", markdown(&outcomes));
+    print!("{}", markdown(&sizes));
     if let Some(path) = parsed.svg
-        && let Err(error) = std::fs::write(&path, curve(&outcomes))
+        && let Err(error) = std::fs::write(&path, curve(&sizes))
     {
         eprintln!("{path}: {error}");
         return ExitCode::FAILURE;
