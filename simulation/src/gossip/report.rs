@@ -111,6 +111,7 @@ pub fn curve(sizes: &[Vec<Outcome>]) -> String {
 }
 
 /// Where the numbers of a line's points go.
+#[derive(Clone, Copy)]
 enum Labels {
     /// With the sizes below the axis.
     Above,

@@ -4,11 +4,20 @@
 //!
 //! The partitions, and the protocol that passes edge changes on, adopts and folds them
 //! ([`engram_node::overlay::Protocol`]), are those of production. The log is a list: a proposal is
-//! in it at once if the leader reaches a majority. What must hold when the faults have ended:
-//! replicas have equal digests and nothing beside the log; every change that was acknowledged is in
-//! the log, unless all copies of it were destroyed; every edge is worth what the log's operations
-//! say, unless folding had to choose and reported it.
+//! in it at once if the leader reaches a majority, or late, when its client has gone on. Each seed
+//! draws what may happen in it ([`mix::Mix`]). What must hold while it happens: nothing that a replica
+//! has on disk and the log has not is gone after a crash or a snapshot, and no dot marks two changes.
+//! When the faults have ended: replicas have equal digests and nothing beside the log; every change
+//! that was acknowledged is in the log, unless all copies of it were destroyed; every edge is worth
+//! what the log's operations say, unless folding had to choose and reported it, which it must not
+//! where all replicas stay.
 
+mod clients;
+mod faults;
+mod judge;
+mod mix;
+mod network;
+mod node;
 mod oracle;
 #[cfg(test)]
 mod tests;
@@ -28,6 +37,11 @@ pub struct Setup {
 pub struct Report {
     pub entries: usize,
     pub local_changes: usize,
+    /// Second attempts beside the log of what is, or comes late, in the log.
+    pub twins: usize,
+    pub forgotten: usize,
+    pub crashed: usize,
+    pub installed: usize,
     pub wiped: usize,
     pub restored: usize,
     pub moved: usize,
@@ -38,6 +52,8 @@ pub struct Report {
     pub conflicts: u64,
     /// Changes of which every copy was destroyed.
     pub destroyed: usize,
+    /// All replicas stayed, so that folding may not have had to choose.
+    pub mild: bool,
     /// What does not hold.
     pub violations: Vec<String>,
 }

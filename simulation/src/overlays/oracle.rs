@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use engram_core::command::{EdgeChange, Op, OverlayDelta, PartitionCommand};
 use engram_core::edges::Contribution;
 use engram_core::types::{
-    Dot, EdgeContext, EdgeKey, MemoryId, OverlayContext, PartitionId, Relation, Sequence,
+    Dot, EdgeContext, EdgeKey, MemoryHash, MemoryId, OverlayContext, PartitionId, Relation,
+    Sequence,
 };
 
 /// The weight in units of 2^-32, and the pieces of evidence.
@@ -30,6 +31,8 @@ pub fn key(from: &MemoryId, to: &MemoryId, relation: &Relation) -> EdgeKey {
 /// the list does not have.
 pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeKey, Worth> {
     let mut edges: BTreeMap<EdgeKey, Edge> = BTreeMap::new();
+    // Forgettings: they take what they cover of all edges out of a memory, also of those to come.
+    let mut forgotten: BTreeMap<MemoryHash, Vec<EdgeContext>> = BTreeMap::new();
     let mut adopted = OverlayContext::default();
     for (index, command) in log.iter().enumerate() {
         let dot = Dot::Log {
@@ -60,10 +63,11 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
                             let edge_state = edges.entry(key).or_default();
                             edge_state.removals.push(edge.context.clone());
                         }
-                        Op::Remember(_)
-                        | Op::Forget(_)
-                        | Op::RestoreMemory(_)
-                        | Op::RestoreEdge(_) => {}
+                        Op::Forget(memory) => {
+                            let of_source = forgotten.entry(memory.id.hash()).or_default();
+                            of_source.push(memory.context.clone());
+                        }
+                        Op::Remember(_) | Op::RestoreMemory(_) | Op::RestoreEdge(_) => {}
                     }
                 }
             }
@@ -78,7 +82,11 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
             _ => {}
         }
     }
-    let worth = |(key, edge): (EdgeKey, Edge)| Some((key, edge.worth()?));
+    let worth = |(key, mut edge): (EdgeKey, Edge)| {
+        let of_source = forgotten.get(&key.from).into_iter().flatten();
+        edge.removals.extend(of_source.cloned());
+        Some((key, edge.worth()?))
+    };
     edges.into_iter().filter_map(worth).collect()
 }
 
