@@ -17,7 +17,7 @@ const INSERTS: usize = 70;
 /// begins, which is linked while the next commands come.
 const BEFORE: u64 = 30;
 const RENEWED_AT: [u64; 2] = [50, 75];
-const SEARCHES: usize = 4;
+const SEARCHES: usize = 12;
 /// Orders that are tried: drawn evenly, and with a few changes of who goes first.
 const ORDERS: usize = 600;
 const CHANGES: usize = 4;
@@ -85,11 +85,12 @@ impl World {
         }
     }
 
-    /// What was acknowledged is found, what died before is not.
-    fn search(&self, wanted: usize) {
+    /// What was acknowledged is found, what died before is not. What is asked for is being linked.
+    fn search(&self) {
+        let tail = self.index.tail() as usize;
         let before = self.acknowledged.load(Ordering::Acquire);
         let known = self.points.partition_point(|(place, _)| *place <= before);
-        let wanted = wanted % known;
+        let wanted = known.saturating_sub(tail).min(known - 1);
         let hits = self
             .index
             .search(&self.points[wanted].1, 6, 64, &everything);
@@ -144,11 +145,11 @@ fn all_at_once() {
         .collect();
     let reader = Arc::clone(&world);
     let reader = thread::spawn(move || {
-        for turn in 0..SEARCHES {
-            reader.search(turn * 5 + INSERTS / 3);
-            let mut links = Vec::new();
-            reader.index.save(&mut links).expect("memory takes it");
+        for _ in 0..SEARCHES {
+            reader.search();
         }
+        let mut links = Vec::new();
+        reader.index.save(&mut links).expect("memory takes it");
     });
     writer.join().expect("the writer ends");
     workers
