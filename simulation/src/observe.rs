@@ -14,6 +14,10 @@ pub struct NodeObservation {
     pub node: NodeId,
     /// Counts the process's starts.
     pub incarnation: u64,
+    /// Whether a fault has ever made records of its disk read wrong.
+    pub disk_was_damaged: bool,
+    /// Groups whose replica met damaged records and does not run because of it.
+    pub damaged: Vec<GroupId>,
     /// What this node knows of the cluster map; none before it has joined.
     pub map: Option<MapObservation>,
     pub groups: Vec<GroupObservation>,
@@ -38,6 +42,8 @@ pub struct MapObservation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupObservation {
     pub group: GroupId,
+    /// How often it began anew within the process since its records were damaged.
+    pub repairs: u64,
     pub term: u64,
     /// The term of the vote on this replica's disk, when it can be read.
     pub stored_term: Option<u64>,

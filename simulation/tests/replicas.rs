@@ -4,10 +4,8 @@ use engram_simulation::replicas::world::{Planted, Report, Setup, run};
 
 fn setup(seed: u64, planted: Planted) -> Setup {
     Setup {
-        seed,
-        replicas: 3,
-        steps: 1_500,
         planted,
+        ..Setup::of(seed)
     }
 }
 

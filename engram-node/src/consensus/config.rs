@@ -89,6 +89,12 @@ impl ConsensusConfig {
         }
     }
 
+    /// Entries below which a log is not trimmed: deleting leaves tombstones, so rather seldom and
+    /// many at once.
+    pub(super) fn trim_entries_min(&self) -> u64 {
+        (self.snapshot_every_entries / 16).max(1)
+    }
+
     /// # Errors
     /// When the values contradict each other; the text says how.
     pub(super) fn raft(&self) -> Result<Arc<Config>, String> {
@@ -102,9 +108,8 @@ impl ConsensusConfig {
             // A follower beyond it is sent a snapshot; it must exceed what a snapshot leaves.
             replication_lag_threshold: self.snapshot_every_entries + self.keep_entries,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every_entries),
-            max_in_snapshot_log_to_keep: self.keep_entries,
-            // Purging leaves tombstones: rather seldom and many at once.
-            purge_batch_size: (self.snapshot_every_entries / 16).max(1),
+            // Its logs are shortened by compaction.rs alone.
+            max_in_snapshot_log_to_keep: u64::MAX,
             enable_pre_vote: Some(true),
             // A leader that restarts may have lost applied state: it must be elected again.
             enable_leader_restore: Some(false),

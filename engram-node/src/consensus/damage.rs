@@ -27,6 +27,8 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Default)]
 pub struct Damages {
     groups: Arc<Mutex<BTreeMap<GroupId, String>>>,
+    /// How often each began anew.
+    repairs: Arc<Mutex<BTreeMap<GroupId, u64>>>,
 }
 
 impl Damages {
@@ -38,8 +40,14 @@ impl Damages {
         }
     }
 
-    fn forget(&self, group: GroupId) {
+    /// The group begins anew.
+    fn repaired(&self, group: GroupId) {
+        *self.repairs.lock().entry(group).or_default() += 1;
         self.groups.lock().remove(&group);
+    }
+
+    pub fn repairs(&self, group: GroupId) -> u64 {
+        self.repairs.lock().get(&group).copied().unwrap_or(0)
     }
 
     fn list(&self) -> Vec<GroupId> {
@@ -87,7 +95,7 @@ impl Consensus {
             }
             inner.groups.write().remove(&group);
             inner.wipe(group).await?;
-            inner.damages.forget(group);
+            inner.damages.repaired(group);
             inner.failed.lock().remove(&group);
         }
         metrics::counter!("engram_replicas_repaired_total").increment(1);
@@ -174,7 +182,9 @@ mod tests {
         };
         damages.note(GroupId(1), &corrupt);
         assert_eq!(damages.list(), [GroupId(1)]);
-        damages.forget(GroupId(1));
+        assert_eq!(damages.repairs(GroupId(1)), 0);
+        damages.repaired(GroupId(1));
         assert!(damages.list().is_empty());
+        assert_eq!(damages.repairs(GroupId(1)), 1);
     }
 }

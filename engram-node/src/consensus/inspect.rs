@@ -15,6 +15,8 @@ use super::node::Consensus;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStatus {
     pub group: GroupId,
+    /// How often the replica began anew in this process because its records were damaged.
+    pub repairs: u64,
     /// Of the vote that counts as written.
     pub term: u64,
     /// Whether this replica is primary of that term, as far as it knows.
@@ -47,7 +49,11 @@ impl Consensus {
     #[must_use]
     pub fn status(&self) -> Vec<GroupStatus> {
         let groups = self.inner().all_groups();
-        groups.iter().map(|group| group.status()).collect()
+        let repairs = |group: &Group| self.inner().damages.repairs(group.id);
+        groups
+            .iter()
+            .map(|group| group.status(repairs(group)))
+            .collect()
     }
 
     /// The entries `first..end` of a group that the store has. Blocks while it reads.
@@ -106,7 +112,7 @@ impl Consensus {
 }
 
 impl Group {
-    fn status(&self) -> GroupStatus {
+    fn status(&self, repairs: u64) -> GroupStatus {
         let stopped = self.stopped();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -119,8 +125,12 @@ impl Group {
             |vote: &super::runtime::Vote| vote.committed && vote.leader_id.voted_for == metrics.id;
         GroupStatus {
             group: self.id,
+            repairs,
             term: vote.map_or(0, |vote| vote.leader_id.term),
-            leads: stopped.is_none() && vote.as_ref().is_some_and(elects),
+            // A replica that was started again has its vote, and does not lead by it.
+            leads: stopped.is_none()
+                && metrics.state.is_leader()
+                && vote.as_ref().is_some_and(elects),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             committed_index: index(metrics.local_committed),
             applied_index: index(metrics.last_applied),

@@ -11,6 +11,7 @@ use engram_proto::peer::raft_server::RaftServer;
 use openraft::errors::{InitializeError, RaftError};
 use parking_lot::{Mutex, RwLock};
 
+use super::compaction::trim_logs;
 use super::config::ConsensusConfig;
 use super::damage::Damages;
 use super::group::{Group, Opened};
@@ -114,6 +115,8 @@ impl Consensus {
         });
         let watch = stop_when_poisoned(inner.writer.poisoned(), Arc::downgrade(&inner));
         inner.seams.spawn("log-poison", watch);
+        let trimming = trim_logs(inner.seams.clone(), Arc::downgrade(&inner));
+        inner.seams.spawn("log-trimming", trimming);
         Ok(Self { inner })
     }
 

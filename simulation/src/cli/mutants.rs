@@ -1,6 +1,6 @@
 //! `simulate mutants`: each planted bug must be caught, on a seed that passes without it.
 //!
-//! All bugs get their first seed, then all that are left their second, and so on, so that the easy
+//! A seed is run in the small worlds of one partition first, then with a whole cluster. All bugs get their first seed, then all that are left their second, and so on, so that the easy
 //! ones are known soon and all processors work on the hard ones in the end. Nothing here knows one
 //! bug from another: each seed is the seed of `simulate run`.
 
@@ -234,48 +234,115 @@ impl Iterator for Queue<'_> {
 /// Whether seeds pass without any bug: each is run once, when somebody asks.
 #[cfg(feature = "planted")]
 #[derive(Default)]
-struct Clean(Mutex<BTreeMap<u64, Arc<OnceLock<bool>>>>);
+struct Clean(Mutex<BTreeMap<(Where, u64), Arc<OnceLock<bool>>>>);
 
 #[cfg(feature = "planted")]
 impl Clean {
-    fn passes(&self, seed: u64) -> bool {
-        let verdict = Arc::clone(lock(&self.0).entry(seed).or_default());
-        *verdict.get_or_init(|| ran(seed, None).is_ok_and(|report| report.is_ok()))
+    fn passes(&self, world: Where, seed: u64) -> bool {
+        let verdict = Arc::clone(lock(&self.0).entry((world, seed)).or_default());
+        *verdict.get_or_init(|| ran(world, seed, None).broken.is_none())
+    }
+}
+
+/// Where a seed is run.
+#[cfg(feature = "planted")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Where {
+    Replicas,
+    Overlays,
+    Cluster,
+}
+
+/// A run as far as a hunt is concerned.
+#[cfg(feature = "planted")]
+struct Ran {
+    met: bool,
+    /// The invariant that broke, and in which words.
+    broken: Option<(String, String)>,
+}
+
+#[cfg(feature = "planted")]
+fn ran(world: Where, seed: u64, planted: Option<&'static str>) -> Ran {
+    use engram_simulation::{overlays, replicas};
+
+    match world {
+        Where::Replicas => small(planted, "replicas are equal", || {
+            replicas::world::run(replicas::world::Setup::of(seed)).differences
+        }),
+        Where::Overlays => small(planted, "overlays", || {
+            overlays::run(overlays::Setup::of(seed)).violations
+        }),
+        Where::Cluster => cluster(seed, planted),
+    }
+}
+
+/// Runs a world of one partition, on this thread.
+#[cfg(feature = "planted")]
+fn small(
+    planted: Option<&'static str>,
+    invariant: &str,
+    run: impl FnOnce() -> Vec<String>,
+) -> Ran {
+    use engram_core::planted::{activate, reached};
+
+    let active = planted.map(|name| activate(name).unwrap_or_else(|error| panic!("{error}")));
+    let violations = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    let met = active.is_some() && reached() > 0;
+    let first = violations.map_or_else(
+        |panic| Some(super::pool::words(panic.as_ref())),
+        |violations| violations.into_iter().next(),
+    );
+    Ran {
+        met,
+        broken: first.map(|words| (invariant.to_owned(), words)),
     }
 }
 
 #[cfg(feature = "planted")]
-fn ran(seed: u64, planted: Option<&str>) -> std::thread::Result<engram_simulation::run::Report> {
+fn cluster(seed: u64, planted: Option<&str>) -> Ran {
     use engram_simulation::shrink::Reduction;
 
     use super::seeds::run_reduced;
 
-    std::panic::catch_unwind(|| run_reduced(&Reduction::whole(seed), planted))
+    match std::panic::catch_unwind(|| run_reduced(&Reduction::whole(seed), planted)) {
+        Ok(report) => {
+            let first = report.violations.first();
+            Ran {
+                met: report.planted_met > 0,
+                broken: first.map(|first| (first.invariant.to_owned(), first.to_string())),
+            }
+        }
+        Err(_) => Ran {
+            met: true,
+            broken: Some(("the simulation's own asserts".to_owned(), String::new())),
+        },
+    }
 }
 
 #[cfg(feature = "planted")]
 fn attempt(name: &'static str, seed: u64, clean: &Clean) -> Tried {
     let began = super::pool::Began::now();
-    let (met, found) = match ran(seed, Some(name)) {
-        Ok(report) => {
-            let first = report.violations.first();
-            let found = first.map(|first| (first.invariant.to_owned(), first.to_string()));
-            (report.planted_met > 0, found)
-        }
-        Err(_) => (
-            true,
-            Some(("the simulation's own asserts".to_owned(), String::new())),
-        ),
+    let mut tried = Tried {
+        met: false,
+        broken: None,
+        spoiled: false,
+        took: Duration::ZERO,
     };
-    let took = began.elapsed();
-    // Where its site was not met, the run was the one without the bug.
-    let spoiled = found.is_some() && !(met && clean.passes(seed));
-    Tried {
-        met,
-        broken: found,
-        spoiled,
-        took,
+    for world in [Where::Replicas, Where::Overlays, Where::Cluster] {
+        let ran = ran(world, seed, Some(name));
+        tried.met |= ran.met;
+        if ran.broken.is_some() {
+            // Where its site was not met, the run was the one without the bug.
+            let counts = ran.met && clean.passes(world, seed);
+            tried.spoiled = !counts;
+            tried.broken = ran.broken;
+            if counts {
+                break;
+            }
+        }
     }
+    tried.took = began.elapsed();
+    tried
 }
 
 #[cfg(feature = "planted")]

@@ -76,7 +76,8 @@ pub fn each<I: Copy + Send, T: Send>(
     });
 }
 
-fn words(payload: &(dyn std::any::Any + Send)) -> String {
+/// What a panic said.
+pub fn words(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned());

@@ -5,8 +5,8 @@
 //! contribution that a majority acknowledged before must count unless a removal may have covered
 //! it (one that had not ended before the contribution began); it must not count if a removal that
 //! a majority acknowledged was asked for after it, and ended before the read. In the audit, when
-//! overlays have met, the same holds of contributions that one replica acknowledged alone. The
-//! weight shown must be exactly that of the contributions counted. Broken by: a snapshot that
+//! overlays have met, the same holds of contributions that one replica acknowledged alone; and a
+//! session sees its own, whoever acknowledged them. The weight shown must be exactly that of the contributions counted. Broken by: a snapshot that
 //! replaces the overlay; dots used again after a wipe; averaging; a removal without its context.
 
 use super::evidence::{Contribution, EdgeStory, answers, counts, stories, weight};
@@ -24,7 +24,7 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
         let Op::Neighbors { id, level } = &read.op else {
             continue;
         };
-        if truncated || *level != Level::Linearizable {
+        if truncated || *level == Level::Stale {
             continue;
         }
         let from_here = stories
@@ -33,7 +33,10 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
         for ((_, edge), story) in from_here {
             let seen = edges.iter().find(|seen| seen.edge == **edge);
             let evidence = seen.map_or(0, |seen| seen.evidence);
-            check_presence(ended, story, read, evidence, findings);
+            match level {
+                Level::Session => check_own(story, read, evidence, findings),
+                _ => check_presence(ended, story, read, evidence, findings),
+            }
         }
     }
 }
@@ -81,11 +84,7 @@ fn check_presence(
         let record = contribution.record;
         let owed = in_audit && !ended.local_may_be_lost || by_majority(contribution);
         if !counted && owed && record.is_acked() && record.is_before(read) {
-            let covered = story
-                .removals
-                .iter()
-                .any(|removal| may_cover(removal, record) && removal.invoked < read.completed);
-            if !covered {
+            if !is_covered(story, record, read) {
                 findings.report_at(
                     read.completed_at,
                     format!("lost: {}; not seen by {}", record.line(), read.line()),
@@ -110,6 +109,27 @@ fn check_presence(
             }
         }
     }
+}
+
+/// A session sees what it has changed itself.
+fn check_own(story: &EdgeStory<'_>, read: &Record, evidence: u64, findings: &mut Findings<'_>) {
+    let counts = counts(evidence);
+    for (number, contribution) in &story.contributions {
+        let record = contribution.record;
+        let owed = record.client == read.client && record.is_acked() && record.is_before(read);
+        if counts[*number as usize] == 0 && owed && !is_covered(story, record, read) {
+            findings.report_at(
+                read.completed_at,
+                format!("its own: {}; not seen by {}", record.line(), read.line()),
+            );
+        }
+    }
+}
+
+/// Whether a removal that a read may know may have taken a contribution away.
+fn is_covered(story: &EdgeStory<'_>, contribution: &Record, read: &Record) -> bool {
+    let mut removals = story.removals.iter();
+    removals.any(|removal| may_cover(removal, contribution) && removal.invoked < read.completed)
 }
 
 /// Acknowledged by a majority, through the log.
@@ -139,7 +159,7 @@ mod tests {
     use super::super::evidence::confidence;
     use super::super::trial::judged;
     use super::*;
-    use crate::history::{EdgeName, Record, build};
+    use crate::history::{ClientNumber, EdgeName, Record, build};
 
     const ONE: u64 = 1 << 32;
 
@@ -205,6 +225,23 @@ mod tests {
         let local = contribute((1, 2), 0, false);
         assert_eq!(found(&[local.clone(), read((3, 4), 0, 0)]), 0);
         assert_eq!(found(&[local, read((1_001, 1_002), 0, 0)]), 1);
+    }
+
+    #[test]
+    fn a_session_sees_its_own() {
+        let mut given = contribute((1, 2), 0, false);
+        given.client = ClientNumber(2);
+        let session = |evidence, weight| {
+            let mut read = read((3, 4), evidence, weight);
+            if let Op::Neighbors { level, .. } = &mut read.op {
+                *level = Level::Session;
+            }
+            read
+        };
+        assert_eq!(found(&[given.clone(), session(1, ONE)]), 0);
+        assert_eq!(found(&[given.clone(), session(0, 0)]), 1);
+        assert_eq!(found(&[contribute((1, 2), 0, false), session(0, 0)]), 0);
+        assert_eq!(found(&[given, remove((1, 5)), session(0, 0)]), 0);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod seen;
 mod session;
 mod spaces;
 mod spread;
+mod undamaged;
 mod votes;
 
 pub use evidence::{CONTRIBUTIONS_MAX, confidence};
@@ -120,6 +121,7 @@ pub fn quick_watchers() -> Vec<Box<dyn Watcher>> {
         Box::new(placement::Placement::default()),
         Box::new(records::Records),
         Box::new(seen::Seen::default()),
+        Box::new(undamaged::Undamaged),
     ]
 }
 
@@ -203,6 +205,7 @@ mod trial {
     pub fn group(term: u64, leads: bool) -> GroupObservation {
         GroupObservation {
             group: GROUP,
+            repairs: 0,
             term,
             stored_term: Some(term),
             leads,
@@ -236,6 +239,8 @@ mod trial {
             host: Host(host),
             node: NodeId(host as u64 + 1),
             incarnation: 1,
+            disk_was_damaged: false,
+            damaged: Vec::new(),
             map: None,
             groups,
             partitions: Vec::new(),

@@ -2,8 +2,8 @@
 //! each group, the sequence of each partition (Raft section 5.1; design.md section 3: state is
 //! applied once, in order).
 //!
-//! Across a restart the applied state may go back, since it is written without a sync and replayed. A
-//! term may not: it is shown when the vote for it is on disk.
+//! Across a restart the applied state may go back, since it is written without a sync and replayed; a
+//! replica whose records were damaged begins anew, with the vote that it has given. A term may not: it is shown when the vote for it is on disk.
 //! Broken by: a vote that is given before it is on disk; a snapshot installed over a newer state; an election that forgets the term; an
 //! applied index saved apart from the state.
 
@@ -14,8 +14,9 @@ use engram_core::types::{GroupId, NodeId, PartitionId};
 use super::{Findings, Moment, Watcher};
 use crate::observe::NodeObservation;
 
-/// What is counted: the node, and its incarnation where a restart may take things back.
-type Key = (NodeId, Option<u64>, Thing);
+/// What is counted: the node, and where a restart may take things back, its incarnation and how often
+/// the replica began anew in it.
+type Key = (NodeId, Option<(u64, u64)>, Thing);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Thing {
@@ -40,20 +41,24 @@ impl Watcher for Monotone {
         for node in moment.nodes {
             self.last
                 .retain(|(of, _, thing), _| *of != node.node || !has_left(node, *thing));
+            let repairs: BTreeMap<GroupId, u64> =
+                node.groups.iter().map(|it| (it.group, it.repairs)).collect();
             let groups = node.groups.iter().flat_map(|group| {
-                [
+                let things = [
                     (Thing::Term(group.group), group.term),
                     (Thing::Committed(group.group), group.committed_index),
                     (Thing::Applied(group.group), group.applied_index),
-                ]
+                ];
+                things.map(|(thing, now)| (group.group, thing, now))
             });
-            let partitions = node
-                .partitions
-                .iter()
-                .map(|replica| (Thing::Sequence(replica.partition), replica.sequence.0));
-            for (thing, now) in groups.chain(partitions) {
+            let partitions = node.partitions.iter().map(|replica| {
+                let thing = Thing::Sequence(replica.partition);
+                (replica.group, thing, replica.sequence.0)
+            });
+            for (group, thing, now) in groups.chain(partitions) {
                 let lasts = matches!(thing, Thing::Term(_));
-                let key = (node.node, (!lasts).then_some(node.incarnation), thing);
+                let began = (node.incarnation, repairs.get(&group).copied().unwrap_or(0));
+                let key = (node.node, (!lasts).then_some(began), thing);
                 let before = self.last.insert(key, now).unwrap_or(0);
                 if now < before {
                     findings.report(format!(
@@ -104,7 +109,7 @@ fn has_left(node: &NodeObservation, thing: Thing) -> bool {
 mod tests {
     use super::super::trial::{GROUP, group, node, partition, watch};
     use super::*;
-    use crate::observe::MapObservation;
+    use crate::observe::{GroupObservation, MapObservation};
 
     #[test]
     fn going_back_is_found_but_not_across_a_restart() {
@@ -118,6 +123,24 @@ mod tests {
         assert_eq!(watch(&mut watcher, &[at(2, 5)]), []);
         assert_eq!(watch(&mut watcher, &[at(2, 6)]), []);
         assert_eq!(watch(&mut watcher, &[at(2, 5)]).len(), 1);
+    }
+
+    #[test]
+    fn a_repaired_replica_begins_anew_but_for_its_term() {
+        let mut watcher = Monotone::default();
+        let at = |repairs, committed_index, term| {
+            let group = GroupObservation {
+                repairs,
+                committed_index,
+                ..group(term, false)
+            };
+            node(0, vec![group])
+        };
+        assert_eq!(watch(&mut watcher, &[at(0, 81, 3)]), []);
+        assert_eq!(watch(&mut watcher, &[at(1, 0, 3)]), []);
+        assert_eq!(watch(&mut watcher, &[at(1, 5, 3)]), []);
+        assert_eq!(watch(&mut watcher, &[at(1, 4, 3)]).len(), 1);
+        assert_eq!(watch(&mut watcher, &[at(2, 4, 2)]).len(), 1);
     }
 
     #[test]

@@ -32,6 +32,14 @@ pub struct Setup {
     pub steps: usize,
 }
 
+impl Setup {
+    /// The run of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        Self { seed, steps: 1_500 }
+    }
+}
+
 /// How a run went. Equal for equal setups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {

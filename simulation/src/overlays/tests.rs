@@ -1,9 +1,7 @@
 use super::*;
 
-const STEPS: usize = 1_500;
-
 fn of(seed: u64) -> Report {
-    run(Setup { seed, steps: STEPS })
+    run(Setup::of(seed))
 }
 
 fn check(seeds: std::ops::Range<u64>) -> Vec<Report> {

@@ -34,6 +34,19 @@ pub struct Setup {
     pub planted: Planted,
 }
 
+impl Setup {
+    /// The run of a seed: three replicas, long enough for crashes and snapshots.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        Self {
+            seed,
+            replicas: 3,
+            steps: 1_500,
+            planted: Planted::Nothing,
+        }
+    }
+}
+
 /// How a run went. Equal for equal setups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {

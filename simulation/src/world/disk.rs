@@ -25,6 +25,8 @@ use super::trace::digest;
 const LOG_RECORD_KEY_BYTES: usize = 17;
 /// Bits of a log record before its payload.
 const LOG_HEADER_BITS: usize = 21 * 8;
+/// The records of a log that are likely to be read again.
+const LOG_END_RECORDS: usize = 8;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]
@@ -37,6 +39,10 @@ struct Platters {
     spoiled: bool,
     /// Records read wrong.
     damaged: bool,
+    /// Records have read wrong at some time.
+    was_damaged: bool,
+    /// What is damaged stays so when the process is started again.
+    lasts: bool,
 }
 
 /// The machine dies at a write.
@@ -90,7 +96,7 @@ impl Platter {
     }
 
     /// One record reads wrong: a bit of a log entry, which only the log's own checksums show, or any
-    /// record altogether. Whether there was one.
+    /// record altogether. A bit may stay wrong when the process is started again. Whether there was one.
     pub fn damage(&self, generator: &mut StdRng) -> bool {
         let mut platters = self.0.lock();
         let flip = generator.random_bool(0.6);
@@ -103,7 +109,14 @@ impl Platter {
         if keys.is_empty() {
             return false;
         }
-        let key = &keys[generator.random_range(0..keys.len())];
+        let mut at = generator.random_range(0..keys.len());
+        if flip && generator.random_bool(0.5) {
+            let group = keys[at][..size_of::<u64>()].to_vec();
+            let end = keys.iter().rposition(|key| key.starts_with(&group));
+            let back = generator.random_range(0..LOG_END_RECORDS);
+            at = end.unwrap_or(at).saturating_sub(back);
+        }
+        let key = &keys[at];
         let value = platters.store.get(family, key).ok().flatten();
         let bits = value.map_or(0, |value| value.len() * 8);
         let damage = if flip && bits > LOG_HEADER_BITS {
@@ -113,7 +126,14 @@ impl Platter {
         };
         platters.spoiled = true;
         platters.damaged = true;
+        platters.was_damaged = true;
+        platters.lasts = flip && generator.random_bool(0.5);
         platters.store.damage(family, key, damage)
+    }
+
+    /// Whether records have ever read wrong.
+    pub fn was_damaged(&self) -> bool {
+        self.0.lock().was_damaged
     }
 
     /// Whether records read wrong.
@@ -127,9 +147,12 @@ impl Platter {
         !platters.damaged && !platters.spoiled
     }
 
-    /// What was unreadable reads as it was written.
+    /// What was unreadable reads as it was written, unless the damage lasts.
     pub fn repair(&self) {
-        self.0.lock().heal();
+        let mut platters = self.0.lock();
+        if !platters.lasts {
+            platters.heal();
+        }
     }
 
     /// No fault waits to happen any more; whether the store may refuse writes until it is opened
@@ -151,6 +174,7 @@ impl Platters {
     fn heal(&mut self) {
         self.store.heal();
         self.damaged = false;
+        self.lasts = false;
     }
 
     fn open_again(&mut self, store: MemoryStorage) {

@@ -199,6 +199,12 @@ impl World {
             }
             Fault::CorruptRecord { host, down } => {
                 let mut generator = self.draw_generator();
+                // One disk at a time: a majority keeps what was synced.
+                let others = self.nodes.iter().enumerate();
+                let mut others = others.filter(|(number, _)| *number != host.0);
+                if others.any(|(_, node)| node.platter.is_damaged()) {
+                    return false;
+                }
                 self.harm_disk(host, down, |disk| disk.damage(&mut generator))
             }
             Fault::ClockJump { host, millis } => {

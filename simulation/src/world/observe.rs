@@ -73,11 +73,14 @@ fn observe_node(node: &Node, server: &Server, with_records: bool) -> NodeObserva
         host: node.host,
         node: server.node(),
         incarnation: node.lives(),
+        disk_was_damaged: node.platter.was_damaged(),
+        damaged: consensus.damaged(),
         map: map.is_founded().then(|| observe_map(&map)),
         groups: groups
             .into_iter()
             .map(|group| GroupObservation {
                 group: group.group,
+                repairs: group.repairs,
                 term: group.term,
                 stored_term: consensus.stored_term(group.group).ok().flatten(),
                 leads: group.leads,

@@ -189,8 +189,9 @@ impl Balance<'_> {
             .flat_map(|large| small.iter().map(|small| (*large, *small)));
         let worth = pairs.filter(|(large, small)| {
             let moved = size(*large).saturating_sub(size(*small));
-            // Less than the gap: the two nodes do not merely change roles.
-            moved >= tolerated.max(1) && moved + tolerated <= gap
+            // Less than the gap, be it of a few bytes: nodes that merely changed roles would do so
+            // for ever.
+            moved >= tolerated.max(1) && moved + tolerated.max(1) <= gap
         });
         worth.min_by_key(|(large, small)| {
             let moved = size(*large) - size(*small);

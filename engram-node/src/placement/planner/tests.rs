@@ -215,6 +215,21 @@ fn heavy_groups_are_not_all_on_one_node() {
     assert_eq!(difference(&replicas_of(&map)), 0);
 }
 
+/// A tolerance of less than one byte must not let two nodes change roles for ever.
+#[test]
+fn nodes_of_a_few_bytes_do_not_change_roles_for_ever() {
+    let case = Case {
+        nodes: vec![(0, NodeState::Active, Health::Alive); 2],
+        spaces: vec![(1, 0, 2), (1, 1, 0)],
+        altered: vec![],
+    };
+    let mut map = case.map();
+    let plan = rebalance(&map, &case.healths(), &case.sizes());
+    carry_out(&mut map, &plan);
+    let again = rebalance(&map, &case.healths(), &case.sizes());
+    assert_eq!(again, Plan::default(), "after {plan:?}");
+}
+
 #[test]
 fn a_partition_that_would_lose_its_majority_is_named() {
     let case = Case {
