@@ -86,7 +86,9 @@ impl Client {
         self.inner.session.as_ref().map(Session::token)
     }
 
-    pub(crate) fn absorb(&self, token: Option<&v1::SessionToken>) {
+    /// Goes on with what another client has read and written, given its token: reads of session
+    /// consistency then show that, too. Says nothing to a client that was built without a session.
+    pub fn absorb(&self, token: Option<&v1::SessionToken>) {
         if let (Some(session), Some(token)) = (&self.inner.session, token) {
             session.merge(token);
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use engram_client::ClientBuilder;
 use engram_core::types::GroupId;
 use parking_lot::Mutex;
 
@@ -293,13 +294,17 @@ impl Run {
     // ---- phases -------------------------------------------------------------------------------
 
     fn actor(&mut self, number: usize, pause_max: Duration) -> Actor {
-        let context = self.world.client_with(number, |builder| {
+        let setup = |builder: ClientBuilder| {
             builder
                 .session(true)
                 .deadline(Duration::from_secs(5))
                 .attempt_timeout(Duration::from_secs(2))
-        });
-        Actor::new(context, self.shared.clone(), pause_max)
+        };
+        let context = self.world.client_with(number, number, setup);
+        let through = (0..self.plan.nodes)
+            .map(|node| self.world.client_with(number, node, setup).client)
+            .collect();
+        Actor::new(context, through, self.shared.clone(), pause_max)
     }
 
     fn prepare(&mut self) -> Result<(), Over> {

@@ -269,7 +269,14 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
     let host = Host(rng.random_range(0..nodes));
     let length = draw_length(rng);
     match kind {
-        Kind::Crash | Kind::PowerCut => Fault::Crash { host, down: length },
+        Kind::Crash | Kind::PowerCut => {
+            // Now and then it is back so soon that hardly anybody notices.
+            let down = match rng.random_bool(0.25) {
+                true => millis(rng, 1..=30),
+                false => length,
+            };
+            Fault::Crash { host, down }
+        }
         Kind::CrashAtWrite => Fault::CrashAtWrite {
             host,
             writes: rng.random_range(0..=30),

@@ -132,7 +132,11 @@ mod tests {
             (400, 400, None),
             (510, 400, Some(410)),
         ] {
-            assert_eq!(trimmed_upto(&config, snapshot, purged), upto, "{snapshot} {purged}");
+            assert_eq!(
+                trimmed_upto(&config, snapshot, purged),
+                upto,
+                "{snapshot} {purged}"
+            );
         }
     }
 }

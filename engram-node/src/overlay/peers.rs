@@ -14,6 +14,9 @@ pub const COALESCE: Duration = Duration::from_millis(20);
 pub const BUSY_PERIOD: Duration = Duration::from_millis(500);
 /// Pause between calls while nothing goes on: how soon a silent divergence shows.
 pub const QUIET_PERIOD: Duration = Duration::from_millis(2_000);
+/// How long a call may take; shorter where the one before failed and only hashes go there and back.
+pub const CALL_WAIT: Duration = Duration::from_millis(1_000);
+pub const PROBE_WAIT: Duration = Duration::from_millis(500);
 /// Pauses after failed calls.
 pub const BACK_OFF_MIN: Duration = Duration::from_millis(50);
 pub const BACK_OFF_MAX: Duration = Duration::from_millis(500);
@@ -91,9 +94,10 @@ impl Peer {
         self.asked.take()
     }
 
+    /// Whether the last call failed: the next one only asks whether anybody is there.
     #[must_use]
-    pub fn failures(&self) -> u32 {
-        self.failures
+    pub fn is_probed(&self) -> bool {
+        self.failures > 0
     }
 }
 
@@ -129,7 +133,7 @@ mod tests {
         assert_eq!(pauses, [50, 100, 200, 400, 500, 500, 500]);
         peer.called(Asked::default());
         assert!(peer.answered().is_some());
-        assert_eq!(peer.failures(), 0);
+        assert!(!peer.is_probed());
     }
 
     #[test]

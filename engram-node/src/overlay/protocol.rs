@@ -17,7 +17,7 @@ use engram_proto::peer::OverlayExchange;
 use super::departed::{Departed, Departure};
 use super::frontier::Frontier;
 use super::parts::{self, Asked, EXCHANGE_BYTES_MAX, Left, Part};
-use super::peers::{Next, Peer};
+use super::peers::{CALL_WAIT, Next, PROBE_WAIT, Peer};
 use super::rumour::Rumour;
 use super::{Place, Places};
 
@@ -69,6 +69,8 @@ pub enum Effect {
     Call {
         node: NodeId,
         request: OverlayExchange,
+        /// How long the answer may take.
+        wait: Duration,
     },
     Announce(Rumour),
     Propose {
@@ -318,7 +320,11 @@ impl Protocol {
             }
             let (mut asked, mut parts) = (Asked::default(), Vec::new());
             let mut room = EXCHANGE_BYTES_MAX;
-            let open = std::mem::take(&mut peer.open);
+            // Who may be out of reach is asked little, so that its answer comes soon if it comes.
+            let (open, wait) = match peer.is_probed() {
+                true => (BTreeSet::new(), PROBE_WAIT),
+                false => (std::mem::take(&mut peer.open), CALL_WAIT),
+            };
             for id in parts::shared(places, *node) {
                 let Some(place) = places.get(&id) else {
                     continue;
@@ -343,6 +349,7 @@ impl Protocol {
             effects.push(Effect::Call {
                 node: *node,
                 request,
+                wait,
             });
         }
     }

@@ -23,8 +23,6 @@ use super::{Place, Places, measures};
 use crate::membership::Membership;
 use crate::routing::{Links, MESSAGE_BYTES_MAX, Router};
 
-/// How long one exchange may take.
-const EXCHANGE_WAIT: Duration = Duration::from_millis(1_000);
 /// How long one proposal may take.
 const PROPOSE_WAIT: Duration = Duration::from_millis(2_000);
 /// How often the state of overlays is measured.
@@ -209,7 +207,11 @@ impl Runner {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Call { node, request } => self.call(node, request),
+            Effect::Call {
+                node,
+                request,
+                wait,
+            } => self.call(node, request, wait),
             Effect::Announce(rumour) => self.membership.tell(rumour),
             Effect::Propose {
                 partition,
@@ -219,16 +221,20 @@ impl Runner {
         }
     }
 
-    fn call(&mut self, node: NodeId, request: OverlayExchange) {
+    fn call(&mut self, node: NodeId, request: OverlayExchange, wait: Duration) {
         let (channel, seams) = (self.links.channel(node), self.shared.router.seams().clone());
+        let (links, asked_at) = (Arc::clone(&self.links), self.now());
         let call = async move {
             let channel = channel.ok_or("its address is not known")?;
             let mut client = OverlayClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             count_bytes("sent", &request);
-            let answer = seams.timeout(EXCHANGE_WAIT, client.exchange(request)).await;
-            let answer = answer.map_err(|error| error.to_string())?;
+            let answer = seams.timeout(wait, client.exchange(request)).await;
+            let answer = answer.map_err(|late| {
+                links.dial_again(node, asked_at);
+                late.to_string()
+            })?;
             let answer = answer.map_err(|status| status.message().to_owned())?;
             let answer = answer.into_inner();
             count_bytes("received", &answer);

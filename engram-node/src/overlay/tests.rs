@@ -118,7 +118,7 @@ impl Net {
 
     fn carry_out(&mut self, from: NodeId, effect: Effect) {
         match effect {
-            Effect::Call { node, request } => {
+            Effect::Call { node, request, .. } => {
                 self.calls += 1;
                 let pair = (from.0.min(node.0), from.0.max(node.0));
                 if self.cut.contains(&pair) {

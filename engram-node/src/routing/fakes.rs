@@ -88,6 +88,8 @@ impl Links for NoLinks {
     fn channel(&self, _node: NodeId) -> Option<PeerChannel> {
         None
     }
+
+    fn dial_again(&self, _node: NodeId, _asked_at: Duration) {}
 }
 
 /// Nothing is known of the time of others, and whatever comes is in time.

@@ -133,11 +133,18 @@ impl Locals for Replicas {
 pub trait Links: Send + Sync {
     /// `None` when the node's address is not known.
     fn channel(&self, node: NodeId) -> Option<PeerChannel>;
+
+    /// What was asked at `asked_at` was not answered in its time: the next channel is a new one.
+    fn dial_again(&self, node: NodeId, asked_at: Duration);
 }
 
 impl Links for Peers {
     fn channel(&self, node: NodeId) -> Option<PeerChannel> {
         Self::channel(self, node).ok()
+    }
+
+    fn dial_again(&self, node: NodeId, asked_at: Duration) {
+        Self::dial_again(self, node, asked_at);
     }
 }
 

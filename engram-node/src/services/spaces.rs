@@ -8,14 +8,13 @@ use engram_core::types::{IndexParameters, SpaceConfig, SpaceId};
 use engram_proto::convert::{
     DecodeError, decay_from_api, decay_to_api, metric_from_api, quantization_from_api,
 };
-use engram_proto::peer::read_query::Query;
-use engram_proto::peer::{ReadQuery, StatusQuery};
 use engram_proto::v1;
 use futures::future::{join, join_all};
 
 use super::ControlFailure;
 use super::Services;
 use super::failure::{Failure, InputError};
+use super::survey::status_query;
 use crate::control::{
     ControlCommand, ControlOutcome, ControlRefusal, LocalFallback, NewSpace, SpaceRecord,
 };
@@ -130,9 +129,7 @@ impl Services {
     /// a courtesy: writes wait by themselves.
     async fn wait_ready(&self, space: &SpaceRecord, deadline: Deadline) {
         let ready = self.router().deadline(self.ready_wait(deadline));
-        let query = ReadQuery {
-            query: Some(Query::Status(StatusQuery {})),
-        };
+        let query = status_query();
         let places = space.partitions.iter();
         let asked = places.map(|place| {
             self.router()
@@ -216,9 +213,7 @@ impl Services {
         if planted!("space-by-hearsay") {
             return Standing::Confirmed;
         }
-        let query = ReadQuery {
-            query: Some(Query::Status(StatusQuery {})),
-        };
+        let query = status_query();
         let wait = deadline.left(self.router().seams()).min(CONFIRM_WAIT);
         let by = self.router().deadline(wait);
         let read = self

@@ -52,9 +52,7 @@ impl Services {
         place: PartitionRecord,
         wait: Duration,
     ) -> Survey {
-        let query = ReadQuery {
-            query: Some(Query::Status(StatusQuery {})),
-        };
+        let query = status_query();
         let read = self
             .router()
             .read_at(node, place.id, &query, &ReadAt::Stale, wait)
@@ -65,6 +63,13 @@ impl Services {
             Err(Refusal::Stopped(reason)) => Survey::OutOfService(reason),
             Ok(_) | Err(_) => Survey::Silent,
         }
+    }
+}
+
+/// What a partition's replica is asked for its status.
+pub(super) fn status_query() -> ReadQuery {
+    ReadQuery {
+        query: Some(Query::Status(StatusQuery {})),
     }
 }
 

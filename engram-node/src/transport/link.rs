@@ -3,7 +3,7 @@
 //! ```text
 //! idle --first message--> connecting --stream open--> up --stream broken--+
 //!            ^                 |                                          |
-//!            +-- wait 50..500 ms, refusing messages <-- failed -----------+
+//!            +-- wait 50..200 ms, refusing messages <-- failed -----------+
 //! ```
 //!
 //! Messages that are ready together travel in one frame, small ones before great ones. Each call
@@ -39,9 +39,11 @@ const FRAME_BYTES_MAX: usize = 4 << 20;
 pub(super) const FRAME_MESSAGES_MAX: usize = 1_024;
 /// Frames that wait for the connection.
 pub(super) const FRAMES_WAITING_MAX: usize = 4;
+/// How long a stream may take to open.
+const OPEN_WAIT: Duration = Duration::from_millis(1_000);
 /// Pause after a failed or broken connection: the first, and what doubling ends at.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// Why a call had no answer. Whether it had an effect is unknown in each case.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -231,7 +233,7 @@ impl Task {
             self.waiting.fail_all(&reason);
             // A stream that held for a while was a good one: begin with a short pause again.
             let held = self.seams.clock.monotonic().saturating_sub(began);
-            pause = if held > PAUSE_MAX * 2 {
+            pause = if held > OPEN_WAIT * 2 {
                 PAUSE_MIN
             } else {
                 pause
@@ -251,6 +253,7 @@ impl Task {
 
     /// Opens a stream and sends until it breaks, or until the link is given up (`Ok`).
     async fn session(&mut self, first: RaftMessage) -> Result<(), String> {
+        let opening_at = self.seams.clock.monotonic();
         let channel = self
             .peers
             .channel(self.node)
@@ -267,7 +270,12 @@ impl Task {
             .send(hello)
             .await
             .map_err(|error| error.to_string())?;
-        let answers = client.messages(ReceiverStream::new(outgoing)).await;
+        let opening = client.messages(ReceiverStream::new(outgoing));
+        let answers = self.seams.timeout(OPEN_WAIT, opening).await;
+        let answers = answers.map_err(|late| {
+            self.peers.dial_again(self.node, opening_at);
+            format!("the stream did not open within {:?}", late.0)
+        })?;
         let answers = answers.map_err(|status| describe(&status))?.into_inner();
         let (ended, mut end) = oneshot::channel();
         let reading = read_answers(answers, Arc::clone(&self.waiting), ended);

@@ -46,7 +46,12 @@ struct Shared {
 struct Peer {
     address: String,
     /// Made when it is first asked for.
-    channel: Option<PeerChannel>,
+    channel: Option<Dialled>,
+}
+
+struct Dialled {
+    channel: PeerChannel,
+    at: Duration,
 }
 
 impl Peers {
@@ -122,10 +127,25 @@ impl Peers {
     pub fn channel(&self, node: NodeId) -> Result<PeerChannel, UnknownNode> {
         let mut nodes = self.shared.nodes.lock();
         let peer = nodes.get_mut(&node).ok_or(UnknownNode(node))?;
-        if peer.channel.is_none() {
-            peer.channel = Some(self.channel_to(&peer.address));
+        let address = &peer.address;
+        let dialled = peer.channel.get_or_insert_with(|| Dialled {
+            channel: self.channel_to(address),
+            at: self.shared.seams.clock.monotonic(),
+        });
+        Ok(dialled.channel.clone())
+    }
+
+    /// What was asked at `asked_at` has no answer: whoever asks next gets a new connection. A network
+    /// that was split leaves connections behind that nobody will ever answer, and does not close
+    /// them. Calls that are under way keep theirs.
+    pub fn dial_again(&self, node: NodeId, asked_at: Duration) {
+        let mut nodes = self.shared.nodes.lock();
+        let Some(peer) = nodes.get_mut(&node) else {
+            return;
+        };
+        if peer.channel.take_if(|it| it.at <= asked_at).is_some() {
+            metrics::counter!("engram_peer_redials_total").increment(1);
         }
-        peer.channel.clone().ok_or(UnknownNode(node))
     }
 
     /// A channel of its own to `host:port`, for use before node ids are known. A malformed address

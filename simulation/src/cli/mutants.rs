@@ -278,11 +278,7 @@ fn ran(world: Where, seed: u64, planted: Option<&'static str>) -> Ran {
 
 /// Runs a world of one partition, on this thread.
 #[cfg(feature = "planted")]
-fn small(
-    planted: Option<&'static str>,
-    invariant: &str,
-    run: impl FnOnce() -> Vec<String>,
-) -> Ran {
+fn small(planted: Option<&'static str>, invariant: &str, run: impl FnOnce() -> Vec<String>) -> Ran {
     use engram_core::planted::{activate, reached};
 
     let active = planted.map(|name| activate(name).unwrap_or_else(|error| panic!("{error}")));

@@ -275,7 +275,7 @@ impl Cluster {
         };
         for effect in node.protocol.step(self.now, &node.places, event) {
             match effect {
-                Effect::Call { node, request } => {
+                Effect::Call { node, request, .. } => {
                     self.network
                         .question(self.now, (at, node), request, &mut self.rng);
                 }

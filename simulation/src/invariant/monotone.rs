@@ -41,8 +41,11 @@ impl Watcher for Monotone {
         for node in moment.nodes {
             self.last
                 .retain(|(of, _, thing), _| *of != node.node || !has_left(node, *thing));
-            let repairs: BTreeMap<GroupId, u64> =
-                node.groups.iter().map(|it| (it.group, it.repairs)).collect();
+            let repairs: BTreeMap<GroupId, u64> = node
+                .groups
+                .iter()
+                .map(|it| (it.group, it.repairs))
+                .collect();
             let groups = node.groups.iter().flat_map(|group| {
                 let things = [
                     (Thing::Term(group.group), group.term),

@@ -63,7 +63,7 @@ impl World {
 
     fn carry_out(&mut self, number: usize, effect: Effect) {
         match effect {
-            Effect::Call { node, request } => {
+            Effect::Call { node, request, .. } => {
                 self.post(number, number_of(node), Message::Question(request));
             }
             Effect::Announce(rumour) => {

@@ -82,6 +82,8 @@ impl Shared {
 pub struct Actor {
     pub number: ClientNumber,
     pub client: Client,
+    /// Clients that know nothing, each beginning with another node.
+    through: Vec<Client>,
     pub clock: ClientClock,
     pub rng: StdRng,
     pub shared: Shared,
@@ -94,11 +96,17 @@ pub struct Actor {
 
 impl Actor {
     #[must_use]
-    pub fn new(mut context: ClientContext, shared: Shared, pause_max: Duration) -> Self {
+    pub fn new(
+        mut context: ClientContext,
+        through: Vec<Client>,
+        shared: Shared,
+        pause_max: Duration,
+    ) -> Self {
         let number = u32::try_from(context.number).unwrap_or(u32::MAX);
         Self {
             number: ClientNumber(number),
             client: context.client.clone(),
+            through,
             clock: context.clock.clone(),
             rng: StdRng::from_rng(&mut context.rng),
             shared,
@@ -223,7 +231,7 @@ impl Actor {
 
     /// Weight and confidence in units of 2^-32.
     pub async fn contribute(
-        &self,
+        &mut self,
         space: &str,
         edge: EdgeName,
         (weight, confidence): (u64, u64),
@@ -248,7 +256,12 @@ impl Actor {
             confidence,
             local,
         };
-        let to = self.space(space);
+        // One replica's word, of any replica.
+        let by = match local {
+            true => self.anywhere(),
+            false => self.client.clone(),
+        };
+        let to = by.space(space);
         let call = async {
             // The same by its other name.
             if weight == ONE && confidence.trailing_zeros() % 4 == 0 {
@@ -257,7 +270,11 @@ impl Actor {
                 to.associate(request).await
             }
         };
-        self.ask(space, op, call, edge_changed).await.is_some()
+        let answer = self.ask(space, op, call, |message| {
+            self.client.absorb(message.token.as_ref());
+            edge_changed(message)
+        });
+        answer.await.is_some()
     }
 
     pub async fn dissociate(&self, space: &str, edge: EdgeName, local: bool) -> bool {
@@ -277,13 +294,36 @@ impl Actor {
     /// Version and value; the inner `None` when there is no such memory, the outer without an
     /// answer.
     pub async fn get(&self, space: &str, id: &str, level: Level) -> Option<Option<(u64, String)>> {
+        self.get_through(&self.client, space, id, level).await
+    }
+
+    /// As [`Actor::get`] of what is now, asked at any node, by one who knows nothing of the space.
+    pub async fn get_anywhere(&mut self, space: &str, id: &str) {
+        let client = self.anywhere();
+        self.get_through(&client, space, id, Level::Linearizable)
+            .await;
+    }
+
+    /// A client that begins with any node.
+    fn anywhere(&mut self) -> Client {
+        let node = self.rng.random_range(0..self.through.len());
+        self.through[node].clone()
+    }
+
+    async fn get_through(
+        &self,
+        client: &Client,
+        space: &str,
+        id: &str,
+        level: Level,
+    ) -> Option<Option<(u64, String)>> {
         let request = v1::GetRequest {
             ids: vec![id.to_owned()],
             consistency: consistency(level),
             ..Default::default()
         };
         let id = id.to_owned();
-        let to = self.space(space);
+        let to = client.space(space);
         let answer = self
             .ask(
                 space,
@@ -302,20 +342,28 @@ impl Actor {
         }
     }
 
-    pub async fn neighbors(&self, space: &str, id: &str, level: Level) -> bool {
+    /// A session goes on at any node.
+    pub async fn neighbors(&mut self, space: &str, id: &str, level: Level) -> bool {
+        let session = level == Level::Session;
         let request = v1::NeighborsRequest {
             id: id.to_owned(),
             limit: EDGES_LIMIT,
             consistency: consistency(level),
+            token: session.then(|| self.client.session_token()).flatten(),
             ..Default::default()
         };
         let id = id.to_owned();
-        let to = self.space(space);
+        let by = match session {
+            true => self.anywhere(),
+            false => self.client.clone(),
+        };
+        let to = by.space(space);
         let answer = self.ask(
             space,
             Op::Neighbors { id, level },
             to.neighbors(request),
             |message| {
+                self.client.absorb(message.token.as_ref());
                 let edges = message.edges.iter().map(edge_seen).collect();
                 let truncated = message.truncated;
                 (Answer::Edges { edges, truncated }, message.token)

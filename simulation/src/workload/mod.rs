@@ -47,7 +47,7 @@ pub async fn run(mut actor: Actor, task: Task, stop: Arc<AtomicBool>) {
             WorkloadKind::Counter => counter::turn(&mut actor, &task, turn).await,
             WorkloadKind::Edges => edges::turn(&mut actor, &task).await,
             WorkloadKind::Recall => recall::turn(&mut actor, &task, turn).await,
-            WorkloadKind::Spread => spread::turn(&mut actor, &task).await,
+            WorkloadKind::Spread => spread::turn(&mut actor, &task, turn).await,
             WorkloadKind::Spaces => spaces::turn(&mut actor, &task, turn).await,
         }
     }

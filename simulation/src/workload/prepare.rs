@@ -51,12 +51,12 @@ pub async fn prepare(mut actor: Actor, space: &str, kind: WorkloadKind) {
         }
     }
     if kind == WorkloadKind::Spread {
-        join(&actor, space).await;
+        join(&mut actor, space).await;
     }
 }
 
 /// A graph with cycles, hubs and memories that nothing leads to.
-async fn join(actor: &Actor, space: &str) {
+async fn join(actor: &mut Actor, space: &str) {
     for from in 0..spread::MEMORIES {
         for step in 1..=spread::OUT_EDGES {
             let to = (from * 7 + step * step * 5) % (spread::MEMORIES * 3 / 4);

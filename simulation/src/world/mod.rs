@@ -370,13 +370,15 @@ impl World {
 
     /// A client on the machine of number `number` (below 60,000), with the library's settings.
     pub fn client(&mut self, number: usize) -> ClientContext {
-        self.client_with(number, |builder| builder)
+        // Each client begins with another node.
+        self.client_with(number, number, |builder| builder)
     }
 
-    /// As [`World::client`], with other settings.
+    /// As [`World::client`], beginning with a given node, and with other settings.
     pub fn client_with(
         &mut self,
         number: usize,
+        first: usize,
         setup: impl FnOnce(ClientBuilder) -> ClientBuilder,
     ) -> ClientContext {
         let mut endpoints: Vec<String> = self
@@ -384,8 +386,7 @@ impl World {
             .iter()
             .map(|node| client_address(node.host))
             .collect();
-        // Each client begins with another node.
-        let first = number % endpoints.len().max(1);
+        let first = first % endpoints.len().max(1);
         endpoints.rotate_left(first);
         let around = &self.around;
         let host = self

@@ -3,7 +3,8 @@
 //!
 //! Used by [`super::load`]. What must hold: a batch holds memories or edges, never both, so that an
 //! item's position in it is that of its line in `origins`; row i of the embeddings belongs to line
-//! i, so a refused line still consumes its row; memory is bounded by [`AHEAD_MAX`] batches.
+//! i, so a refused line still consumes its row; memory is bounded by [`AHEAD_MAX`] batches; the last
+//! batch says that it is the last, so that a thread that fails is not taken for the end of the source.
 
 use engram_client::types as v1;
 use tokio::sync::mpsc;
@@ -46,6 +47,8 @@ pub(super) struct Batch {
     pub edges: Vec<v1::ImportEdge>,
     pub origins: Vec<Origin>,
     pub refused: Vec<Refused>,
+    /// Nothing comes after it.
+    pub is_last: bool,
     bytes: usize,
 }
 
@@ -91,6 +94,13 @@ pub(super) fn batches(
     receiver
 }
 
+fn changed(file: String) -> LoadError {
+    LoadError::Io {
+        file,
+        error: std::io::Error::other("it changed while it was read"),
+    }
+}
+
 struct Maker<R> {
     file: String,
     rows: Option<Rows>,
@@ -109,7 +119,8 @@ impl<R: Fn(&str, Option<Vec<f32>>) -> Result<Item, BadLine>> Maker<R> {
         while let Some(line) = lines.next_line().map_err(io_error(&self.file))? {
             let row = self.next_row()?;
             self.take(&mut batch, line, row);
-            let stops = self.on_error == OnError::Stop && !batch.refused.is_empty();
+            batch.is_last = self.on_error == OnError::Stop && !batch.refused.is_empty();
+            let stops = batch.is_last;
             if (batch.is_full() || stops)
                 && sender
                     .blocking_send(Ok(std::mem::take(&mut batch)))
@@ -121,15 +132,14 @@ impl<R: Fn(&str, Option<Vec<f32>>) -> Result<Item, BadLine>> Maker<R> {
                 return Ok(());
             }
         }
-        drop(sender.blocking_send(Ok(batch)));
-        match self.next_row()? {
-            None => Ok(()),
+        if self.next_row()?.is_some() {
             // The file grew or shrank since its lines were counted.
-            Some(_) => Err(LoadError::Io {
-                file: self.file,
-                error: std::io::Error::other("it changed while it was read"),
-            }),
+            drop(sender.blocking_send(Ok(batch)));
+            return Err(changed(self.file));
         }
+        batch.is_last = true;
+        drop(sender.blocking_send(Ok(batch)));
+        Ok(())
     }
 
     fn take(&self, batch: &mut Batch, line: Line, row: Option<Vec<f32>>) {

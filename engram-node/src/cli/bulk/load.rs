@@ -303,9 +303,17 @@ impl<'a> Run<'a> {
         mut self,
         mut batches: mpsc::Receiver<Result<Batch, LoadError>>,
     ) -> Result<u64, LoadError> {
-        while let Some(batch) = batches.recv().await {
-            self.send(batch?).await?;
-            if self.stopped.is_some() {
+        loop {
+            let Some(batch) = batches.recv().await else {
+                return Err(LoadError::Io {
+                    file: self.file,
+                    error: std::io::Error::other("reading it ended before its end: a defect"),
+                });
+            };
+            let batch = batch?;
+            let is_last = batch.is_last;
+            self.send(batch).await?;
+            if is_last || self.stopped.is_some() {
                 break;
             }
         }
