@@ -41,6 +41,9 @@ const LIVENESS_EVERY: Duration = Duration::from_millis(250);
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 /// Simulated time of the audit.
 const AUDIT_LIMIT: Duration = Duration::from_secs(120);
+/// How long clients wait for an answer.
+const PATIENT: Duration = Duration::from_secs(5);
+const HASTY: Duration = Duration::from_millis(1_000);
 /// Clients that audit side by side, and the numbers of those that are no workload's.
 const AUDITORS: usize = 4;
 const PREPARERS_FROM: usize = 1_000;
@@ -294,10 +297,13 @@ impl Run {
     // ---- phases -------------------------------------------------------------------------------
 
     fn actor(&mut self, number: usize, pause_max: Duration) -> Actor {
+        // Some give up while others still try.
+        let is_hasty = number < PREPARERS_FROM && number % 4 == 3;
+        let deadline = if is_hasty { HASTY } else { PATIENT };
         let setup = |builder: ClientBuilder| {
             builder
                 .session(true)
-                .deadline(Duration::from_secs(5))
+                .deadline(deadline)
                 .attempt_timeout(Duration::from_secs(2))
         };
         let context = self.world.client_with(number, number, setup);

@@ -24,7 +24,7 @@ const LIVENESS: Duration = Duration::from_secs(60);
 /// No fault begins before: the workloads' first memories are written then.
 const FAULTS_FROM: Duration = Duration::from_secs(4);
 /// Operations of all clients together, roughly. Some of them wait out a fault.
-const OPERATIONS: u32 = 900;
+const OPERATIONS: u32 = 800;
 /// Workloads of one seed: each brings groups of its own, whose upkeep is most of what a run costs.
 const WORKLOADS: std::ops::RangeInclusive<usize> = 2..=4;
 /// Nodes that may join in one run.

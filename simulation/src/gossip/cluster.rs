@@ -32,6 +32,8 @@ struct Node {
     protocol: Protocol,
     places: Places,
     greet_at: Duration,
+    /// When the exchange has something to do.
+    exchange_at: Duration,
     /// The earliest timer that is on its way to the node.
     timer: Option<Duration>,
 }
@@ -126,6 +128,7 @@ impl Cluster {
                 protocol: Protocol::new(id, CLUSTER, 1 << 32),
                 places,
                 greet_at: Duration::from_millis(rng.random_range(0..1_000)),
+                exchange_at: Duration::ZERO,
                 timer: None,
             };
             (id, node)
@@ -186,13 +189,17 @@ impl Cluster {
     fn arrived(&mut self, to: NodeId, wire: Wire) {
         match wire {
             Wire::Datagram(bytes) => self.swim(to, SwimEvent::Received(bytes)),
-            Wire::Question { from, request } => {
+            Wire::Question {
+                from,
+                request,
+                given_up,
+            } => {
                 let Some(node) = self.nodes.get_mut(&to) else {
                     return;
                 };
                 let answer = node.protocol.serve(self.now, &node.places, request).ok();
                 self.network
-                    .answer(self.now, (to, from), answer, &mut self.rng);
+                    .answer(self.now, (to, from), (answer, given_up), &mut self.rng);
             }
             Wire::Answer { from: node, answer } => {
                 self.overlay(to, Event::Answered { node, answer });
@@ -210,7 +217,7 @@ impl Cluster {
         let due = |next: Option<Duration>| next.is_some_and(|next| next <= self.now);
         let ticks = due(node.swim.next_timer());
         let greets = node.greet_at <= self.now;
-        let exchanges = node.protocol.next_tick(self.now) <= self.now;
+        let exchanges = node.exchange_at <= self.now;
         if ticks {
             self.swim(at, SwimEvent::Tick);
         }
@@ -227,8 +234,7 @@ impl Cluster {
             return;
         };
         let next = node
-            .protocol
-            .next_tick(self.now)
+            .exchange_at
             .min(node.greet_at)
             .min(node.swim.next_timer().unwrap_or(Duration::MAX))
             .max(self.now);
@@ -273,11 +279,18 @@ impl Cluster {
         let Some(node) = self.nodes.get_mut(&at) else {
             return;
         };
-        for effect in node.protocol.step(self.now, &node.places, event) {
+        let effects = node.protocol.step(self.now, &node.places, event);
+        node.exchange_at = node.protocol.next_tick(self.now);
+        for effect in effects {
             match effect {
-                Effect::Call { node, request, .. } => {
+                Effect::Call {
+                    node,
+                    request,
+                    wait,
+                } => {
+                    let question = (request, wait);
                     self.network
-                        .question(self.now, (at, node), request, &mut self.rng);
+                        .question(self.now, (at, node), question, &mut self.rng);
                 }
                 Effect::Announce(rumour) => self.tell(at, rumour),
                 Effect::Propose { .. } => panic!("nobody leads here"),

@@ -18,8 +18,6 @@ const LATENCY_MAX_MICROS: u64 = 2_000;
 const RETRANSMISSION: Duration = Duration::from_millis(200);
 /// How fast a node sends what calls carry.
 const BYTES_PER_MILLI: u64 = 12_500;
-/// When a call without an answer is given up: the bound of the node itself.
-const CALL_WAIT: Duration = Duration::from_millis(1_000);
 /// IP and UDP headers of a datagram.
 const DATAGRAM_HEADER_BYTES: u64 = 28;
 /// Headers of a message of a call: IP, TCP, TLS record, HTTP/2 frames, compressed header fields.
@@ -32,6 +30,8 @@ pub enum Wire {
     Question {
         from: NodeId,
         request: OverlayExchange,
+        /// When its sender waits no longer.
+        given_up: Duration,
     },
     Answer {
         from: NodeId,
@@ -193,15 +193,21 @@ impl Network {
         &mut self,
         now: Duration,
         (from, to): (NodeId, NodeId),
-        request: OverlayExchange,
+        (request, wait): (OverlayExchange, Duration),
         rng: &mut StdRng,
     ) {
         self.count(from).calls += 1;
         let delay = self.way(from, &request, rng);
+        let given_up = now + wait;
         if self.reaches(from, to) {
-            self.arrive(now + delay, to, Wire::Question { from, request });
+            let question = Wire::Question {
+                from,
+                request,
+                given_up,
+            };
+            self.arrive(now + delay, to, question);
         } else {
-            self.arrive(now + CALL_WAIT, from, Wire::Nothing { from: to });
+            self.arrive(given_up, from, Wire::Nothing { from: to });
         }
     }
 
@@ -209,7 +215,7 @@ impl Network {
         &mut self,
         now: Duration,
         (from, to): (NodeId, NodeId),
-        answer: Option<OverlayExchange>,
+        (answer, given_up): (Option<OverlayExchange>, Duration),
         rng: &mut StdRng,
     ) {
         let Some(answer) = answer else {
@@ -217,10 +223,10 @@ impl Network {
             return;
         };
         let delay = self.way(from, &answer, rng);
-        if self.reaches(from, to) {
+        if self.reaches(from, to) && now + delay < given_up {
             self.arrive(now + delay, to, Wire::Answer { from, answer });
         } else {
-            self.arrive(now + CALL_WAIT, to, Wire::Nothing { from });
+            self.arrive(given_up, to, Wire::Nothing { from });
         }
     }
 
