@@ -152,8 +152,12 @@ pub enum Fault {
     ClockJump { host: Host, millis: i64 },
     /// A new node joins.
     Join,
-    /// The primary of some group hands leadership over.
-    Transfer { choice: u32 },
+    /// The primary of some group hands leadership over, and so does the next one.
+    Transfer {
+        choice: u32,
+        times: u32,
+        every: Duration,
+    },
     /// An operator has a replica moved to a node that has none of its group.
     Move { choice: u32 },
     /// An operator calls all moves off.
@@ -237,10 +241,11 @@ impl Fault {
             | Self::Weather { length, .. }
             | Self::SlowDisk { length, .. }
             | Self::Drain { length, .. } => *length,
-            Self::Reset { times, every, .. } => *every * times.saturating_sub(1),
+            Self::Reset { times, every, .. } | Self::Transfer { times, every, .. } => {
+                *every * times.saturating_sub(1)
+            }
             Self::ClockJump { .. }
             | Self::Join
-            | Self::Transfer { .. }
             | Self::Move { .. }
             | Self::CancelMoves
             | Self::Rebalance => Duration::ZERO,

@@ -149,7 +149,7 @@ fn draw_disk(rng: &mut StdRng) -> DiskPlan {
     }
 }
 
-/// Short logs, so that replicas that were away need a snapshot; and now and then so short a patience
+/// Short logs, so that replicas that were away need a snapshot; and often so short a patience
 /// with nodes that are away that they find their replicas elsewhere when they come back.
 fn draw_options(rng: &mut StdRng) -> NodePlan {
     NodePlan {
@@ -157,7 +157,7 @@ fn draw_options(rng: &mut StdRng) -> NodePlan {
         keep: *[2, 10, 50].choose(rng).unwrap_or(&10),
         heartbeat: Duration::from_millis(*[250, 250, 500].choose(rng).unwrap_or(&250)),
         marks_before_ack: rng.random_bool(0.3),
-        replace_after: Duration::from_secs(*[600, 600, 600, 6].choose(rng).unwrap_or(&600)),
+        replace_after: Duration::from_secs(*[600, 600, 6, 6].choose(rng).unwrap_or(&600)),
     }
 }
 
@@ -340,6 +340,8 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
         Kind::Join => Fault::Join,
         Kind::Transfer => Fault::Transfer {
             choice: rng.random_range(0..64),
+            times: *[1, 3, 10, 30].choose(rng).unwrap_or(&1),
+            every: millis(rng, 50..=500),
         },
         Kind::Move => Fault::Move {
             choice: rng.random_range(0..1_024),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use engram_client::types::{
     CancelMovesRequest, MoveReplicaRequest, NodeState, RebalanceRequest, SetNodeStateRequest,
 };
+use engram_core::types::GroupId;
 use engram_node::control::ClusterMap;
 
 use super::World;
@@ -23,6 +24,8 @@ pub enum Action {
     Begin(Fault),
     /// All connections of a host break, once more.
     Reset(Host),
+    /// Whoever leads a group gives leadership away, once more.
+    Transfer(GroupId),
     Start(Host),
     /// Ends the process of a node whose disk was harmed, and the harm.
     Kill(Host),
@@ -49,6 +52,9 @@ impl World {
                 Action::Begin(fault) => self.apply_fault(&fault),
                 Action::Reset(host) => {
                     self.around.network.reset(place(host));
+                }
+                Action::Transfer(group) => {
+                    self.transfer(group);
                 }
                 Action::Start(host) => self.start_node(host),
                 Action::Kill(host) => {
@@ -215,7 +221,20 @@ impl World {
                 self.add_node();
                 true
             }
-            Fault::Transfer { choice } => self.transfer(choice),
+            Fault::Transfer {
+                choice,
+                times,
+                every,
+            } => {
+                let led = self.led();
+                let Some((_, group)) = led.get(choice as usize % led.len().max(1)).copied() else {
+                    return false;
+                };
+                for again in 1..times {
+                    self.schedule(now + every * again, Action::Transfer(group));
+                }
+                self.transfer(group)
+            }
             Fault::Move { choice } => self.move_replica(choice),
             Fault::CancelMoves => self.cancel_moves(),
             Fault::Drain { host, length } => {
@@ -262,14 +281,20 @@ impl World {
         true
     }
 
-    fn transfer(&mut self, choice: u32) -> bool {
+    /// Who leads what, by the number of the node.
+    fn led(&self) -> Vec<(usize, GroupId)> {
         let mut led = Vec::new();
         for (number, node) in self.nodes.iter().enumerate() {
             let status = node.with_server(|server| server.consensus().status());
             let groups = status.into_iter().flatten().filter(|group| group.leads);
             led.extend(groups.map(|group| (number, group.group)));
         }
-        let Some((number, group)) = led.get(choice as usize % led.len().max(1)).copied() else {
+        led
+    }
+
+    fn transfer(&mut self, group: GroupId) -> bool {
+        let mut led = self.led().into_iter();
+        let Some((number, _)) = led.find(|(_, of)| *of == group) else {
             return false;
         };
         let node = &self.nodes[number];

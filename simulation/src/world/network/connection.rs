@@ -76,6 +76,9 @@ struct Flow {
     last_due: Duration,
     /// An attempt to deliver what is held is scheduled.
     retrying: bool,
+    /// Pieces that arrive together since nothing arrived for a while, as TCP begins again slowly; 0:
+    /// all that are due.
+    burst: usize,
     inbox: VecDeque<Bytes>,
     /// Bytes in transit and in the inbox.
     held: usize,
@@ -377,8 +380,40 @@ impl State {
             }
             Way::Cut | Way::Clogged => return self.hold(number, from),
         }
-        while let Some(piece) = self.next_piece(number, from) {
+        let burst = self.burst(number, from);
+        for _ in 0..burst.unwrap_or(usize::MAX) {
+            let Some(piece) = self.next_piece(number, from) else {
+                break;
+            };
             self.piece_arrives(number, from, piece, ledger);
+        }
+        if burst.is_some() {
+            self.go_on_slowly(number, from);
+        }
+    }
+
+    /// How many pieces may arrive together, where there is a limit.
+    fn burst(&self, number: u64, from: usize) -> Option<usize> {
+        let burst = self.connections.get(&number)?.flows[from].burst;
+        (burst > 0).then_some(burst)
+    }
+
+    /// What is left of the pieces that were held comes later, twice as many at a time.
+    fn go_on_slowly(&mut self, number: u64, from: usize) {
+        let (now, again) = (self.now, self.now + self.delay());
+        let Some(connection) = self.connections.get_mut(&number) else {
+            return;
+        };
+        let flow = &mut connection.flows[from];
+        if flow.transit.front().is_none_or(|first| first.due > now) {
+            flow.burst = 0;
+        } else if !std::mem::replace(&mut flow.retrying, true) {
+            flow.burst *= 2;
+            let retry = Event::Retry {
+                connection: number,
+                from,
+            };
+            self.schedule(again, retry);
         }
     }
 
@@ -394,6 +429,7 @@ impl State {
         let Some(connection) = self.connections.get_mut(&number) else {
             return;
         };
+        connection.flows[from].burst = 1;
         if !std::mem::replace(&mut connection.flows[from].retrying, true) {
             let again = Event::Retry {
                 connection: number,
