@@ -129,6 +129,9 @@ struct Mutants {
     seeds: u64,
     #[arg(long, default_value_t = 1)]
     first: u64,
+    /// Only seeds whose plan has this workload: sooner, for a bug that the others do not meet
+    #[arg(long, value_parser = parse_workload)]
+    workload: Option<WorkloadKind>,
     #[arg(long, default_value_t = 2)]
     jobs: usize,
     /// Time after which a bug counts as not found, in seconds

@@ -12,6 +12,9 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
+#[cfg(feature = "planted")]
+use engram_simulation::plan::WorkloadKind;
+
 use super::Mutants;
 
 /// Runs between two words about what is not found yet.
@@ -94,6 +97,7 @@ pub fn run(arguments: &Mutants, time_limit: Duration) -> bool {
         hunts: &hunts,
         turn: 0,
         seeds: arguments.seeds,
+        workload: arguments.workload,
         time_limit,
     };
     pool::each(
@@ -203,7 +207,18 @@ struct Queue<'a> {
     hunts: &'a Mutex<Vec<Hunt>>,
     turn: usize,
     seeds: u64,
+    workload: Option<WorkloadKind>,
     time_limit: Duration,
+}
+
+#[cfg(feature = "planted")]
+impl Queue<'_> {
+    fn is_wanted(&self, seed: u64) -> bool {
+        self.workload.is_none_or(|wanted| {
+            let workloads = engram_simulation::swarm::plan(seed).workloads;
+            workloads.iter().any(|one| one.kind == wanted)
+        })
+    }
 }
 
 #[cfg(feature = "planted")]
@@ -211,6 +226,18 @@ impl Iterator for Queue<'_> {
     type Item = Try;
 
     fn next(&mut self) -> Option<Try> {
+        loop {
+            let next = self.in_turn()?;
+            if self.is_wanted(next.seed) {
+                return Some(next);
+            }
+        }
+    }
+}
+
+#[cfg(feature = "planted")]
+impl Queue<'_> {
+    fn in_turn(&mut self) -> Option<Try> {
         let mut hunts = lock(self.hunts);
         let open = |hunt: &Hunt| {
             hunt.caught.is_none() && hunt.given < self.seeds && hunt.took < self.time_limit
