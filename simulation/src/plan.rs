@@ -159,7 +159,11 @@ pub enum Fault {
         every: Duration,
     },
     /// An operator has a replica moved to a node that has none of its group.
-    Move { choice: u32 },
+    Move {
+        choice: u32,
+        /// The node that it leaves is cut off meanwhile, for so long.
+        cut: Option<Duration>,
+    },
     /// An operator calls all moves off.
     CancelMoves,
     /// An operator drains a node, and takes it back after `length`.
@@ -244,11 +248,10 @@ impl Fault {
             Self::Reset { times, every, .. } | Self::Transfer { times, every, .. } => {
                 *every * times.saturating_sub(1)
             }
-            Self::ClockJump { .. }
-            | Self::Join
-            | Self::Move { .. }
-            | Self::CancelMoves
-            | Self::Rebalance => Duration::ZERO,
+            Self::Move { cut, .. } => cut.unwrap_or_default(),
+            Self::ClockJump { .. } | Self::Join | Self::CancelMoves | Self::Rebalance => {
+                Duration::ZERO
+            }
         }
     }
 }

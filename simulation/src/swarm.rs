@@ -345,6 +345,7 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
         },
         Kind::Move => Fault::Move {
             choice: rng.random_range(0..1_024),
+            cut: rng.random_bool(0.5).then(|| millis(rng, 1_000..=8_000)),
         },
         Kind::CancelMoves => Fault::CancelMoves,
         Kind::Drain => Fault::Drain { host, length },

@@ -39,6 +39,8 @@ pub struct Group {
     pub founders: BTreeSet<NodeId>,
     /// What the replica has to go through when its log has lost its end.
     pub recovery: Option<Recovery>,
+    /// A member that has not answered for longer is not counted on.
+    pub(super) heard_within: Duration,
     /// The log that the core writes, to look at.
     pub(super) log: LogStore,
     seams: Seams,
@@ -84,6 +86,7 @@ impl Group {
             raft,
             founders,
             recovery,
+            heard_within: config.election_max,
             log,
             seams: seams.clone(),
             proposals: Arc::new(Semaphore::new(config.proposals_max)),
@@ -354,7 +357,9 @@ impl Group {
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
             let others = metrics.replication.iter().flatten();
-            let others = others.filter(|(id, _)| **id != local && voters.contains(id));
+            let others = others.filter(|(id, _)| {
+                **id != local && voters.contains(id) && self.answers(&metrics, **id)
+            });
             others
                 .max_by_key(|(_, matched)| **matched)
                 .map(|(id, _)| *id)

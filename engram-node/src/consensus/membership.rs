@@ -10,7 +10,7 @@ use std::time::Duration;
 use engram_core::types::{GroupId, NodeId};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::{ChangeMembers, ServerState};
+use openraft::{ChangeMembers, Instant as _, RaftMetrics, ServerState};
 
 use super::Consensus;
 use super::group::Group;
@@ -25,8 +25,8 @@ pub struct Members {
     pub learners: BTreeSet<NodeId>,
     /// No change is under way: all that was changed is committed.
     pub settled: bool,
-    /// Entries of the leader's log that each other member lacks; those that were not heard of are
-    /// not in it.
+    /// Entries of the leader's log that each other member lacks; those that have not answered for
+    /// longer than an election takes are not in it, whatever they had.
     pub behind: BTreeMap<NodeId, u64>,
 }
 
@@ -172,6 +172,7 @@ impl Group {
         let membership = &metrics.membership_config;
         let last = metrics.last_log_index.map_or(0, |index| index + 1);
         let held = metrics.replication.iter().flatten();
+        let held = held.filter(|(node, _)| self.answers(&metrics, **node));
         let behind = held.map(|(node, matched)| {
             let held = matched.as_ref().map_or(0, |id| id.index + 1);
             (NodeId(*node), last.saturating_sub(held))
@@ -183,5 +184,12 @@ impl Group {
                 && membership.membership().get_joint_config().len() == 1,
             behind: behind.collect(),
         })
+    }
+
+    /// Whether a member has answered this leader lately: one whose replica has stopped does not.
+    pub(super) fn answers(&self, metrics: &RaftMetrics<Types>, node: u64) -> bool {
+        let heard = metrics.heartbeat.as_ref().and_then(|it| it.get(&node));
+        let heard = heard.and_then(Option::as_ref);
+        heard.is_some_and(|at| at.elapsed() <= self.heard_within)
     }
 }

@@ -6,17 +6,21 @@ use std::time::Duration;
 use engram_client::types::{
     CancelMovesRequest, MoveReplicaRequest, NodeState, RebalanceRequest, SetNodeStateRequest,
 };
-use engram_core::types::GroupId;
+use engram_core::types::{GroupId, NodeId};
 use engram_node::control::ClusterMap;
+use engram_node::server::Server;
 
 use super::World;
 use super::disk::{Platter, Trap};
 use super::network::{self, End};
-use super::node::place;
+use super::node::{Node, place};
 use crate::plan::{Fault, Host};
 
 /// The client of an operator: no workload's.
 const OPERATOR: usize = 60_001;
+
+/// How long a move takes to begin.
+const MOVE_BEGINS: Duration = Duration::from_millis(300);
 
 /// What is to happen at a time.
 #[derive(Clone, Debug)]
@@ -235,7 +239,7 @@ impl World {
                 }
                 self.transfer(group)
             }
-            Fault::Move { choice } => self.move_replica(choice),
+            Fault::Move { choice, cut } => self.move_replica(choice, cut),
             Fault::CancelMoves => self.cancel_moves(),
             Fault::Drain { host, length } => {
                 self.schedule(now + length, Action::EndDrain(host));
@@ -304,8 +308,9 @@ impl World {
         true
     }
 
-    /// An operator has some replica moved, through a client.
-    fn move_replica(&mut self, choice: u32) -> bool {
+    /// An operator has some replica moved, through a client; the node that it leaves may be cut off
+    /// as soon as the move has begun.
+    fn move_replica(&mut self, choice: u32, cut: Option<Duration>) -> bool {
         let Some(map) = self.newest_map() else {
             return false;
         };
@@ -334,7 +339,22 @@ impl World {
         self.spawn_client(OPERATOR, async move {
             drop(client.move_replica(request).await);
         });
+        if let Some((length, host)) = cut.zip(self.host_of(from)) {
+            let others = (0..self.nodes()).map(Host).filter(|other| *other != host);
+            let fault = Fault::Cut {
+                from: vec![host],
+                to: others.collect(),
+                both: true,
+                length,
+            };
+            self.schedule(self.now + MOVE_BEGINS, Action::Begin(fault));
+        }
         true
+    }
+
+    fn host_of(&self, id: NodeId) -> Option<Host> {
+        let is_it = |node: &Node| node.with_server(Server::node) == Some(id);
+        self.nodes.iter().position(is_it).map(Host)
     }
 
     fn cancel_moves(&mut self) -> bool {

@@ -67,6 +67,31 @@ async fn a_crash_of_all_nodes_keeps_what_was_acknowledged() {
     cluster.shutdown().await;
 }
 
+/// Else leadership is given to it, for its log may lack little, again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_is_not_counted_on() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    put_all(&cluster, leader, 0..3).await;
+    let consensus = cluster.consensus(leader);
+    let heard = |node: &NodeId| {
+        let members = consensus.members(GROUP);
+        members.is_some_and(|members| members.behind.contains_key(node))
+    };
+    let stopped = cluster.others(leader)[0];
+    cluster
+        .eventually("both are heard of", || {
+            cluster.others(leader).iter().all(heard)
+        })
+        .await;
+    cluster.consensus(stopped).stop_groups_for_test().await;
+    let other = cluster.others(leader)[1];
+    cluster
+        .eventually("one is not any more", || !heard(&stopped) && heard(&other))
+        .await;
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_isolated_leader_confirms_nothing() {
     let cluster = Cluster::start(3).await;
