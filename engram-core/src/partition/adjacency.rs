@@ -11,11 +11,12 @@ use super::Partition;
 use super::graph::{GraphVersion, InEdge};
 use super::read;
 use super::view::{Direction, PartitionView, ReadError};
+use crate::edges::EdgeRecord;
 use crate::filter::Filter;
 use crate::keys;
 use crate::spread::{Adjacency, OutEdge, Projected, Projection};
 use crate::storage::{Family, StorageError};
-use crate::types::{Decay, EdgeContext, MemoryHash, MemoryId, Relation};
+use crate::types::{Decay, EdgeContext, EdgeKey, MemoryHash, MemoryId, Relation};
 
 /// One pinned state of a partition for one query.
 pub struct PartitionAdjacency {
@@ -159,7 +160,7 @@ impl PartitionAdjacency {
         for key in view.edge_keys(memory, Direction::In)? {
             let record = read::edge(&*view.reader, view.partition, &key)?;
             let removals = read::source_removals(&*view.reader, view.partition, key.from)?;
-            let value = view.value(&key, record.as_ref(), removals.as_ref());
+            let value = view.value(&key, record.as_ref(), removals.as_ref())?;
             if value.is_live() {
                 push(InEdge {
                     from: key.from,
@@ -216,11 +217,11 @@ impl Adjacency for PartitionAdjacency {
         let removals = read::source_removals(&*view.reader, view.partition, memory)?;
         let mut beside: BTreeSet<_> = view.overlay.out_edges(memory).collect();
         let range = keys::out_edges(view.partition, memory);
-        let mut push = |key: &crate::types::EdgeKey, record: Option<&crate::edges::EdgeRecord>| {
+        let mut push = |key: &EdgeKey, record: Option<&EdgeRecord>| -> Result<(), StorageError> {
             if !self.follows(&key.relation) {
-                return;
+                return Ok(());
             }
-            let value = view.value(key, record, removals.as_ref());
+            let value = view.value(key, record, removals.as_ref())?;
             let overlay = view.overlay.of_edge(key);
             let to = record
                 .map(|record| &record.to)
@@ -233,15 +234,18 @@ impl Adjacency for PartitionAdjacency {
                     weight: value.weight(&self.decay(), self.ages.now_millis),
                 });
             }
+            Ok(())
         };
         for entry in read::range(&*view.reader, Family::Edges, &range) {
             let (key, value) = entry?;
             let key = keys::parse_edge(&key).ok_or_else(|| read::bad_key("an edge"))?;
             let record = read::decode_edge(&value)?;
             beside.remove(&key);
-            push(&key, Some(&record));
+            push(&key, Some(&record))?;
         }
-        beside.into_iter().for_each(|key| push(key, None));
+        for key in beside {
+            push(key, None)?;
+        }
         Ok(())
     }
 

@@ -334,7 +334,7 @@ fn apply_write(
     let mut applied_any = false;
     for (index, op) in &write.ops {
         let again = write.retried && planted!("retry-applied-twice");
-        let outcome = match outcome_of(&known.record, *index) {
+        let outcome = match known.record.outcome(*index) {
             Some(outcome) if !again => outcome.clone(),
             _ => {
                 let outcome = apply_op(step, write, *index, op)?;
@@ -355,15 +355,15 @@ fn apply_write(
     Ok((outcomes, change))
 }
 
-fn outcome_of(record: &RequestRecord, index: u32) -> Option<&OpOutcome> {
-    let place = record
-        .outcomes
-        .binary_search_by_key(&index, |(noted, _)| *noted)
-        .ok()?;
-    record.outcomes.get(place).map(|(_, outcome)| outcome)
-}
-
 impl RequestRecord {
+    pub(super) fn outcome(&self, index: u32) -> Option<&OpOutcome> {
+        let place = self
+            .outcomes
+            .binary_search_by_key(&index, |(noted, _)| *noted)
+            .ok()?;
+        self.outcomes.get(place).map(|(_, outcome)| outcome)
+    }
+
     /// Keeps the outcomes in the order of their indexes.
     fn note(&mut self, index: u32, outcome: OpOutcome) {
         let place = self.outcomes.partition_point(|(noted, _)| *noted < index);

@@ -164,7 +164,7 @@ impl PartitionView {
     ) -> Result<Option<BackupRecord>, StorageError> {
         let overlay = self.overlay.of_edge(key);
         let removals = read::source_removals(&*self.reader, self.partition, key.from)?;
-        let value = self.value(key, record.as_ref(), removals.as_ref());
+        let value = self.value(key, record.as_ref(), removals.as_ref())?;
         let to = record
             .map(|record| record.to)
             .or_else(|| Some(overlay.first()?.to.clone()));

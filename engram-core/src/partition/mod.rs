@@ -60,7 +60,7 @@ pub use recall::{RecallHit, RecallQuery, Recalled};
 pub use record::ConflictRecord;
 pub use requests::RequestBounds;
 pub use scrub::{Digests, MarkDigests};
-pub use snapshot::{InstallError, PartitionSnapshot};
+pub use snapshot::{InstallError, PartitionSnapshot, SnapshotWriteError};
 pub use stream::StreamError;
 pub use view::{
     Direction, EdgePage, Found, FoundEdge, FoundMemory, MemoryPage, Neighbors, NeighborsQuery,

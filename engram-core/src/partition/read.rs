@@ -2,12 +2,13 @@
 
 use serde::de::DeserializeOwned;
 
-use super::record::{MemoryRecord, SourceRemovals, VectorRecord};
+use super::record::{MemoryRecord, RequestRecord, SourceRemovals, VectorRecord};
+use crate::command::OpOutcome;
 use crate::edges::EdgeRecord;
 use crate::index::VectorId;
 use crate::keys::{self, KeyRange};
 use crate::storage::{Family, Order, Reader, Records, StorageError};
-use crate::types::{EdgeKey, MemoryHash, PartitionId};
+use crate::types::{EdgeKey, MemoryHash, PartitionId, RequestId};
 
 /// The record under a key.
 pub fn record<T: DeserializeOwned>(
@@ -76,6 +77,20 @@ pub fn source_removals(
         &key,
         "the waiting removals of a memory",
     )
+}
+
+/// Whether the log has applied this request, a change of an edge, as far as the table of requests
+/// remembers. What was accepted beside the log for it then is the same change once more, also when
+/// what the log had of it was removed since.
+pub fn is_applied(
+    reader: &dyn Reader,
+    partition: PartitionId,
+    request: RequestId,
+) -> Result<bool, StorageError> {
+    let key = keys::request(partition, request.client, request.counter);
+    let known: Option<RequestRecord> =
+        record(reader, Family::Metadata, &key, "the outcomes of a request")?;
+    Ok(known.is_some_and(|known| known.outcome(request.index) == Some(&OpOutcome::EdgeChanged)))
 }
 
 /// All records of a range, in key order.

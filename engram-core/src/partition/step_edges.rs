@@ -166,8 +166,9 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Brings an overlay delta into the log under its own dot. One that the log has already, or
-    /// that belongs elsewhere, changes no edge; its dot is covered in any case.
+    /// Brings an overlay delta into the log under its own dot. One that the log has already, by its
+    /// dot or by its request, or that belongs elsewhere, changes no edge; its dot is covered in any
+    /// case.
     pub fn adopt(&mut self, delta: &OverlayDelta) -> Result<(), StorageError> {
         let (dot, log) = (Dot::Overlay(delta.dot), self.log.clone());
         self.batch
@@ -178,11 +179,11 @@ impl Step<'_> {
             return Ok(());
         }
         let key = edge_of(delta);
-        let forgotten = matches!(delta.change, EdgeChange::Contribute { .. })
-            && self
-                .source_removals(key.from)?
-                .is_some_and(|waiting| waiting.covers(&dot));
-        if forgotten {
+        let contributes = matches!(delta.change, EdgeChange::Contribute { .. });
+        let forgotten = self
+            .source_removals(key.from)?
+            .is_some_and(|waiting| waiting.covers(&dot));
+        if contributes && (forgotten || self.is_applied(delta.request)?) {
             let grown = self.log.clone();
             self.load_edge(&key)?;
             self.change_found(&key, |state| Effect {
@@ -194,6 +195,10 @@ impl Step<'_> {
             let _collision = self.change_edge(&key, &delta.to, |state| state.adopt(delta, &log))?;
         }
         self.settle_source_removals(key.from)
+    }
+
+    fn is_applied(&self, request: RequestId) -> Result<bool, StorageError> {
+        read::is_applied(self.reader, self.partition, request)
     }
 
     /// Lets go of removals of a memory's out-edges that have met all they name. What they name are

@@ -8,7 +8,7 @@ use super::Partition;
 use super::overlay::OverlayView;
 use super::read;
 use super::record::{MemoryRecord, SourceRemovals, StateRecord};
-use crate::command::{EdgeChange, OverlayDelta};
+use crate::command::EdgeChange;
 use crate::edges::{EdgeRecord, EdgeValue, visible};
 use crate::keys;
 use crate::storage::{Family, Reader, StorageError};
@@ -265,7 +265,7 @@ impl PartitionView {
             None => read::edge(&*self.reader, self.partition, key)?,
         };
         let removals = read::source_removals(&*self.reader, self.partition, key.from)?;
-        let value = self.value(key, record.as_ref(), removals.as_ref());
+        let value = self.value(key, record.as_ref(), removals.as_ref())?;
         let overlay = self.overlay.of_edge(key);
         let to = record
             .map(|record| record.to)
@@ -290,28 +290,25 @@ impl PartitionView {
         }))
     }
 
-    /// Log state joined with the overlay.
+    /// Log state joined with the overlay, but for what the log has taken away, or has under another
+    /// mark.
     pub(super) fn value(
         &self,
         key: &EdgeKey,
         record: Option<&EdgeRecord>,
         removals: Option<&SourceRemovals>,
-    ) -> EdgeValue {
+    ) -> Result<EdgeValue, StorageError> {
         let state = record.map(|record| &record.state);
-        let overlay = self.overlay.of_edge(key);
-        let Some(removals) = removals.filter(|_| !overlay.is_empty()) else {
-            return visible(state, overlay, &self.log);
-        };
-        let removed = |delta: &OverlayDelta| {
-            matches!(delta.change, EdgeChange::Contribute { .. })
-                && removals.covers(&Dot::Overlay(delta.dot))
-        };
-        let left: Vec<_> = overlay
-            .iter()
-            .filter(|delta| !removed(delta))
-            .cloned()
-            .collect();
-        visible(state, &left, &self.log)
+        let mut left = Vec::new();
+        for delta in self.overlay.of_edge(key) {
+            let contributes = matches!(delta.change, EdgeChange::Contribute { .. });
+            let removed = removals.is_some_and(|it| it.covers(&Dot::Overlay(delta.dot)));
+            let applied = || read::is_applied(&*self.reader, self.partition, delta.request);
+            if !(contributes && (removed || applied()?)) {
+                left.push(delta.clone());
+            }
+        }
+        Ok(visible(state, &left, &self.log))
     }
 
     /// Memories in the order of their keys, behind `after`: at most `limit`, and not many more

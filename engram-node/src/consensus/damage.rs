@@ -95,7 +95,6 @@ impl Consensus {
             }
             inner.groups.write().remove(&group);
             inner.wipe(group).await?;
-            inner.damages.repaired(group);
             inner.failed.lock().remove(&group);
         }
         metrics::counter!("engram_replicas_repaired_total").increment(1);
@@ -104,7 +103,10 @@ impl Consensus {
             bootstrap: false,
             ..spec.clone()
         };
-        Ok(self.start_group(&spec).await?)
+        self.start_group(&spec).await?;
+        // Until then it is still known as damaged, and is neither here nor gone.
+        inner.damages.repaired(group);
+        Ok(())
     }
 }
 

@@ -174,9 +174,7 @@ impl Shared {
                 position.membership = StoredMembership::new(Some(log_id), membership.clone());
             }
             let reply = self.apply(&payload, position).inspect_err(|error| {
-                if let MachineError::Storage(damage) = error {
-                    self.damages.note(self.group, damage);
-                }
+                self.note_damage(error);
                 tracing::error!(group = %self.group, %log_id, %error, "cannot apply an entry");
             })?;
             if let Some(responder) = responder {
@@ -184,6 +182,12 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    fn note_damage(&self, error: &MachineError) {
+        if let MachineError::Storage(damage) = error {
+            self.damages.note(self.group, damage);
+        }
     }
 
     /// Blocks. Replaces the state by that of a snapshot that was verified.
@@ -230,7 +234,8 @@ impl Shared {
         meta: SnapshotMeta,
         mut source: Box<dyn SnapshotSource>,
     ) -> Result<Snapshot, MachineError> {
-        let file = self.snapshots.build(self.group, &meta, source.as_mut())?;
+        let file = self.snapshots.build(self.group, &meta, source.as_mut());
+        let file = file.inspect_err(|error| self.note_damage(error))?;
         let mut current = self.current.lock();
         if let Some((newer, newer_file)) = current.as_ref()
             && newer.last_log_id > meta.last_log_id

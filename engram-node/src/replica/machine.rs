@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engram_core::command::{Applied, OpOutcome, PartitionCommand, Rejection};
-use engram_core::partition::{ApplyError, InstallError, OpenError, Partition, PartitionSnapshot};
+use engram_core::partition::{
+    ApplyError, InstallError, OpenError, Partition, PartitionSnapshot, SnapshotWriteError,
+};
 use engram_core::storage::{Batch, Durability, StorageError};
 use engram_core::types::{GroupId, PartitionId, Sequence, SlotRange, SpaceConfig};
 use engram_proto::convert::{decode_group_command, encode_applied};
@@ -192,6 +194,13 @@ fn install_error(error: InstallError) -> MachineError {
     }
 }
 
+fn write_error(error: SnapshotWriteError) -> MachineError {
+    match error {
+        SnapshotWriteError::Storage(error) => MachineError::Storage(error),
+        error => MachineError::Snapshot(error.to_string()),
+    }
+}
+
 #[expect(clippy::needless_pass_by_value, reason = "the form that map_err takes")]
 fn snapshot_error(error: impl ToString) -> MachineError {
     MachineError::Snapshot(error.to_string())
@@ -295,7 +304,7 @@ impl SnapshotSource for GroupSnapshot {
         sink.write_all(&list).map_err(snapshot_error)?;
         // Each copy is let go of as soon as it is written: it holds a view of the store.
         for copy in self.copies.drain(..) {
-            copy.write_to(sink).map_err(snapshot_error)?;
+            copy.write_to(sink).map_err(write_error)?;
         }
         Ok(())
     }

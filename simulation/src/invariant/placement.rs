@@ -55,7 +55,9 @@ impl Placement {
         map: &MapObservation,
         findings: &mut Findings<'_>,
     ) {
-        let now: BTreeSet<GroupId> = node.groups.iter().map(|group| group.group).collect();
+        let here = node.groups.iter().map(|group| group.group);
+        // One that met damaged records begins anew here: it is taken away only for that.
+        let now: BTreeSet<GroupId> = here.chain(node.damaged.iter().copied()).collect();
         let key = (node.node, node.incarnation);
         let before = self.here.insert(key, now.clone()).unwrap_or_default();
         for group in before.difference(&now) {

@@ -179,6 +179,32 @@ fn twins_count_once() {
     assert_equal(&pair);
 }
 
+/// A replica that was cut off accepted what the majority took, too, and took away again meanwhile.
+#[test]
+fn a_twin_of_what_the_log_has_removed_does_not_come_back() {
+    let mut pair = pair();
+    accept(&pair[0], A, evidence(50, "a", "b", 0.5));
+    accept(&pair[0], A, evidence(51, "a", "c", 1.0));
+    both(&mut pair, |driven| {
+        driven.apply(write(50, vec![associate("a", "b", 0.5)]));
+        let context = EdgeContext {
+            sequence: driven.partition.sequence(),
+            ..EdgeContext::default()
+        };
+        driven.apply(write(52, vec![dissociate("a", "b", context)]));
+    });
+    let rest = [("c".to_owned(), 1.0)];
+    assert_eq!(out(&pair[0], "a"), rest);
+    exchange(&pair[0], &pair[1]);
+    assert_eq!(out(&pair[1], "a"), rest);
+    adopt_all(&mut pair, 0);
+    assert_eq!(
+        [out(&pair[0], "a"), out(&pair[1], "a")],
+        [rest.clone(), rest]
+    );
+    assert_equal(&pair);
+}
+
 #[test]
 fn removals_and_evidence_meet_in_any_order() {
     for removal_first in [false, true] {
