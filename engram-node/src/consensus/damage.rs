@@ -40,9 +40,13 @@ impl Damages {
         }
     }
 
-    /// The group begins anew.
-    fn repaired(&self, group: GroupId) {
+    /// What there was of the group is deleted: it begins anew.
+    fn deleted(&self, group: GroupId) {
         *self.repairs.lock().entry(group).or_default() += 1;
+    }
+
+    /// The group runs again.
+    fn forget(&self, group: GroupId) {
         self.groups.lock().remove(&group);
     }
 
@@ -95,6 +99,7 @@ impl Consensus {
             }
             inner.groups.write().remove(&group);
             inner.wipe(group).await?;
+            inner.damages.deleted(group);
             inner.failed.lock().remove(&group);
         }
         metrics::counter!("engram_replicas_repaired_total").increment(1);
@@ -105,7 +110,7 @@ impl Consensus {
         };
         self.start_group(&spec).await?;
         // Until then it is still known as damaged, and is neither here nor gone.
-        inner.damages.repaired(group);
+        inner.damages.forget(group);
         Ok(())
     }
 }
@@ -185,8 +190,9 @@ mod tests {
         damages.note(GroupId(1), &corrupt);
         assert_eq!(damages.list(), [GroupId(1)]);
         assert_eq!(damages.repairs(GroupId(1)), 0);
-        damages.repaired(GroupId(1));
-        assert!(damages.list().is_empty());
+        damages.deleted(GroupId(1));
         assert_eq!(damages.repairs(GroupId(1)), 1);
+        damages.forget(GroupId(1));
+        assert!(damages.list().is_empty());
     }
 }
