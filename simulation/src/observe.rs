@@ -44,6 +44,8 @@ pub struct GroupObservation {
     pub group: GroupId,
     /// How often it began anew within the process since its records were damaged.
     pub repairs: u64,
+    /// How often what there was of it was deleted within the process.
+    pub deletions: u64,
     pub term: u64,
     /// The term of the vote on this replica's disk, when it can be read.
     pub stored_term: Option<u64>,

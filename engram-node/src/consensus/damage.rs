@@ -40,13 +40,9 @@ impl Damages {
         }
     }
 
-    /// What there was of the group is deleted: it begins anew.
-    fn deleted(&self, group: GroupId) {
-        *self.repairs.lock().entry(group).or_default() += 1;
-    }
-
     /// The group runs again.
-    fn forget(&self, group: GroupId) {
+    fn repaired(&self, group: GroupId) {
+        *self.repairs.lock().entry(group).or_default() += 1;
         self.groups.lock().remove(&group);
     }
 
@@ -99,7 +95,7 @@ impl Consensus {
             }
             inner.groups.write().remove(&group);
             inner.wipe(group).await?;
-            inner.damages.deleted(group);
+            inner.note_deletion(group);
             inner.failed.lock().remove(&group);
         }
         metrics::counter!("engram_replicas_repaired_total").increment(1);
@@ -110,7 +106,7 @@ impl Consensus {
         };
         self.start_group(&spec).await?;
         // Until then it is still known as damaged, and is neither here nor gone.
-        inner.damages.forget(group);
+        inner.damages.repaired(group);
         Ok(())
     }
 }
@@ -190,9 +186,8 @@ mod tests {
         damages.note(GroupId(1), &corrupt);
         assert_eq!(damages.list(), [GroupId(1)]);
         assert_eq!(damages.repairs(GroupId(1)), 0);
-        damages.deleted(GroupId(1));
-        assert_eq!(damages.repairs(GroupId(1)), 1);
-        damages.forget(GroupId(1));
+        damages.repaired(GroupId(1));
         assert!(damages.list().is_empty());
+        assert_eq!(damages.repairs(GroupId(1)), 1);
     }
 }

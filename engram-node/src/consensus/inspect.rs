@@ -17,6 +17,9 @@ pub struct GroupStatus {
     pub group: GroupId,
     /// How often the replica began anew in this process because its records were damaged.
     pub repairs: u64,
+    /// How often what there was of it was deleted in this process: it had left and came back, or was
+    /// repaired.
+    pub deletions: u64,
     /// Of the vote that counts as written.
     pub term: u64,
     /// Whether this replica is primary of that term, as far as it knows.
@@ -49,10 +52,13 @@ impl Consensus {
     #[must_use]
     pub fn status(&self) -> Vec<GroupStatus> {
         let groups = self.inner().all_groups();
-        let repairs = |group: &Group| self.inner().damages.repairs(group.id);
         groups
             .iter()
-            .map(|group| group.status(repairs(group)))
+            .map(|group| GroupStatus {
+                repairs: self.inner().damages.repairs(group.id),
+                deletions: self.inner().deletions(group.id),
+                ..group.status()
+            })
             .collect()
     }
 
@@ -112,7 +118,7 @@ impl Consensus {
 }
 
 impl Group {
-    fn status(&self, repairs: u64) -> GroupStatus {
+    fn status(&self) -> GroupStatus {
         let stopped = self.stopped();
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -125,7 +131,8 @@ impl Group {
             |vote: &super::runtime::Vote| vote.committed && vote.leader_id.voted_for == metrics.id;
         GroupStatus {
             group: self.id,
-            repairs,
+            repairs: 0,
+            deletions: 0,
             term: vote.map_or(0, |vote| vote.leader_id.term),
             // A replica that was started again has its vote, and does not lead by it.
             leads: stopped.is_none()

@@ -50,6 +50,8 @@ pub(super) struct Inner {
     pub(super) writer: LogWriter,
     pub(super) links: Links,
     pub(super) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// How often what there was of a group was deleted here: it had left, or was damaged.
+    deletions: Mutex<BTreeMap<GroupId, u64>>,
     /// Groups of which something may be on disk although they do not run: not started yet, or
     /// removed by halves.
     remains: Mutex<BTreeSet<GroupId>>,
@@ -109,6 +111,7 @@ impl Consensus {
             machines,
             lost: Mutex::default(),
             groups: RwLock::default(),
+            deletions: Mutex::default(),
             remains: Mutex::new(remains),
             failed: Mutex::default(),
             admin: tokio::sync::Mutex::default(),
@@ -407,6 +410,14 @@ impl Inner {
         self.seams.blocking(work).await
     }
 
+    pub(super) fn note_deletion(&self, group: GroupId) {
+        *self.deletions.lock().entry(group).or_default() += 1;
+    }
+
+    pub(super) fn deletions(&self, group: GroupId) -> u64 {
+        self.deletions.lock().get(&group).copied().unwrap_or(0)
+    }
+
     async fn delete_group(&self, group: GroupId) -> Result<(), StartError> {
         let storage_error = |reason: String| StartError::Storage { group, reason };
         let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
@@ -420,6 +431,7 @@ impl Inner {
         let written = self.writer.write(batch).await;
         written.map_err(|poisoned| storage_error(poisoned.to_string()))?;
         self.writer.marks.forget(group);
+        self.note_deletion(group);
         Ok(())
     }
 }

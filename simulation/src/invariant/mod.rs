@@ -206,6 +206,7 @@ mod trial {
         GroupObservation {
             group: GROUP,
             repairs: 0,
+            deletions: 0,
             term,
             stored_term: Some(term),
             leads,

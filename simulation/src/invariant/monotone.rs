@@ -14,9 +14,9 @@ use engram_core::types::{GroupId, NodeId, PartitionId};
 use super::{Findings, Moment, Watcher};
 use crate::observe::NodeObservation;
 
-/// What is counted: the node, and where a restart may take things back, its incarnation and how often
-/// the replica began anew in it.
-type Key = (NodeId, Option<(u64, u64)>, Thing);
+/// What is counted: the node; where a restart may take things back, its incarnation; how often the
+/// replica began anew in it.
+type Key = (NodeId, (u64, u64), Thing);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Thing {
@@ -41,11 +41,10 @@ impl Watcher for Monotone {
         for node in moment.nodes {
             self.last
                 .retain(|(of, _, thing), _| *of != node.node || !has_left(node, *thing));
-            let repairs: BTreeMap<GroupId, u64> = node
-                .groups
-                .iter()
-                .map(|it| (it.group, it.repairs))
-                .collect();
+            let anew = |group: GroupId| {
+                let here = node.groups.iter().find(|here| here.group == group);
+                here.map_or((0, 0), |here| (here.deletions, here.repairs))
+            };
             let groups = node.groups.iter().flat_map(|group| {
                 let things = [
                     (Thing::Term(group.group), group.term),
@@ -59,9 +58,13 @@ impl Watcher for Monotone {
                 (replica.group, thing, replica.sequence.0)
             });
             for (group, thing, now) in groups.chain(partitions) {
-                let lasts = matches!(thing, Thing::Term(_));
-                let began = (node.incarnation, repairs.get(&group).copied().unwrap_or(0));
-                let key = (node.node, (!lasts).then_some(began), thing);
+                let (deletions, repairs) = anew(group);
+                let began = match thing {
+                    // Who left has no vote any more; a repair keeps it.
+                    Thing::Term(_) => (0, deletions.saturating_sub(repairs)),
+                    _ => (node.incarnation, deletions),
+                };
+                let key = (node.node, began, thing);
                 let before = self.last.insert(key, now).unwrap_or(0);
                 if now < before {
                     findings.report(format!(
@@ -129,10 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn a_repaired_replica_begins_anew_but_for_its_term() {
+    fn a_replica_begins_anew_but_for_its_term() {
         let mut watcher = Monotone::default();
         let at = |repairs, committed_index, term| {
             let group = GroupObservation {
+                deletions: repairs,
                 repairs,
                 committed_index,
                 ..group(term, false)
@@ -144,6 +148,12 @@ mod tests {
         assert_eq!(watch(&mut watcher, &[at(1, 5, 3)]), []);
         assert_eq!(watch(&mut watcher, &[at(1, 4, 3)]).len(), 1);
         assert_eq!(watch(&mut watcher, &[at(2, 4, 2)]).len(), 1);
+        let left = GroupObservation {
+            deletions: 3,
+            repairs: 2,
+            ..group(1, false)
+        };
+        assert_eq!(watch(&mut watcher, &[node(0, vec![left])]), []);
     }
 
     #[test]

@@ -81,6 +81,7 @@ fn observe_node(node: &Node, server: &Server, with_records: bool) -> NodeObserva
             .map(|group| GroupObservation {
                 group: group.group,
                 repairs: group.repairs,
+                deletions: group.deletions,
                 term: group.term,
                 stored_term: consensus.stored_term(group.group).ok().flatten(),
                 leads: group.leads,
