@@ -357,11 +357,11 @@ impl Group {
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
             let others = metrics.replication.iter().flatten();
-            let others = others.filter(|(id, _)| {
-                **id != local && voters.contains(id) && self.answers(&metrics, **id)
-            });
+            let others = others.filter(|(id, _)| **id != local && voters.contains(id));
+            // One that is not known to answer is better than nobody: a leader that has just begun
+            // has heard of none.
             others
-                .max_by_key(|(_, matched)| **matched)
+                .max_by_key(|(id, matched)| (self.answers(&metrics, **id), **matched))
                 .map(|(id, _)| *id)
         };
         let Some(target) = furthest else { return };
