@@ -83,13 +83,12 @@ fn check_presence(
         let counted = counts[*number as usize] > 0;
         let record = contribution.record;
         let owed = in_audit && !ended.local_may_be_lost || by_majority(contribution);
-        if !counted && owed && record.is_acked() && record.is_before(read) {
-            if !is_covered(story, record, read) {
-                findings.report_at(
-                    read.completed_at,
-                    format!("lost: {}; not seen by {}", record.line(), read.line()),
-                );
-            }
+        let owed = owed && record.is_acked() && record.is_before(read);
+        if !counted && owed && !is_covered(story, record, read) {
+            findings.report_at(
+                read.completed_at,
+                format!("lost: {}; not seen by {}", record.line(), read.line()),
+            );
         }
         if counted {
             let remover = story
