@@ -29,6 +29,9 @@ use super::{
 use crate::seams::Seams;
 use crate::transport::{Links, LocalNode, Peers, RaftService};
 
+/// Groups whose deletions are counted; of those beyond, the oldest are forgotten.
+const DELETIONS_KEPT: usize = 4_096;
+
 /// All Raft groups of this node. Cheap to clone.
 #[derive(Clone)]
 pub struct Consensus {
@@ -411,7 +414,12 @@ impl Inner {
     }
 
     pub(super) fn note_deletion(&self, group: GroupId) {
-        *self.deletions.lock().entry(group).or_default() += 1;
+        let mut deletions = self.deletions.lock();
+        *deletions.entry(group).or_default() += 1;
+        if deletions.len() > DELETIONS_KEPT {
+            // Ids are not used again: the least belongs to a group that is gone.
+            deletions.pop_first();
+        }
     }
 
     pub(super) fn deletions(&self, group: GroupId) -> u64 {

@@ -1,8 +1,9 @@
 //! `simulate mutants`: each planted bug must be caught, on a seed that passes without it.
 //!
-//! A seed is run in the small worlds of one partition first, then with a whole cluster. All bugs get their first seed, then all that are left their second, and so on, so that the easy
-//! ones are known soon and all processors work on the hard ones in the end. Nothing here knows one
-//! bug from another: each seed is the seed of `simulate run`.
+//! A seed is run in the small worlds of one partition first, then with a whole cluster. All bugs get
+//! their first seed, then all that are left their second, and so on, so that the easy ones are known
+//! soon and all processors work on the hard ones in the end. Nothing here knows one bug from another:
+//! each seed is the seed of `simulate run`.
 
 #[cfg(feature = "planted")]
 use std::collections::BTreeMap;

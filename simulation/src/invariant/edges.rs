@@ -6,8 +6,9 @@
 //! it (one that had not ended before the contribution began); it must not count if a removal that
 //! a majority acknowledged was asked for after it, and ended before the read. In the audit, when
 //! overlays have met, the same holds of contributions that one replica acknowledged alone; and a
-//! session sees its own, whoever acknowledged them. The weight shown must be exactly that of the contributions counted. Broken by: a snapshot that
-//! replaces the overlay; dots used again after a wipe; averaging; a removal without its context.
+//! session sees its own, whoever acknowledged them. The weight shown must be exactly that of the
+//! contributions counted. Broken by: a snapshot that replaces the overlay; dots used again after a
+//! wipe; averaging; a removal without its context.
 
 use super::evidence::{Contribution, EdgeStory, answers, counts, stories, weight};
 use super::{Ended, Findings};

@@ -3,7 +3,8 @@
 //! applied once, in order).
 //!
 //! Across a restart the applied state may go back, since it is written without a sync and replayed; a
-//! replica whose records were damaged begins anew, with the vote that it has given. A term may not: it is shown when the vote for it is on disk.
+//! replica whose records were damaged begins anew, with the vote that it has given. A term may not: it
+//! is shown when the vote for it is on disk.
 //! Broken by: a vote that is given before it is on disk; a snapshot installed over a newer state; an election that forgets the term; an
 //! applied index saved apart from the state.
 

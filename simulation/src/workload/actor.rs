@@ -257,10 +257,7 @@ impl Actor {
             local,
         };
         // One replica's word, of any replica.
-        let by = match local {
-            true => self.anywhere(),
-            false => self.client.clone(),
-        };
+        let by = self.asked(local);
         let to = by.space(space);
         let call = async {
             // The same by its other name.
@@ -302,6 +299,14 @@ impl Actor {
         let client = self.anywhere();
         self.get_through(&client, space, id, Level::Linearizable)
             .await;
+    }
+
+    /// Its own client, or one that begins with any node.
+    fn asked(&mut self, anywhere: bool) -> Client {
+        match anywhere {
+            true => self.anywhere(),
+            false => self.client.clone(),
+        }
     }
 
     /// A client that begins with any node.
@@ -353,10 +358,7 @@ impl Actor {
             ..Default::default()
         };
         let id = id.to_owned();
-        let by = match session {
-            true => self.anywhere(),
-            false => self.client.clone(),
-        };
+        let by = self.asked(session);
         let to = by.space(space);
         let answer = self.ask(
             space,
