@@ -47,7 +47,8 @@ async fn a_cluster_grows_and_shrinks_under_load_without_a_failed_call() {
         .client
         .rebalance(v1::RebalanceRequest { dry_run: true })
         .await;
-    assert!(again.expect("a plan").moves.is_empty(), "it has converged");
+    let again = again.expect("a plan");
+    assert!(again.moves.is_empty(), "it has not converged: {again:#?}");
 
     // Drained, a node leads nothing; then it leaves altogether. The founder, for the control plane.
     rig.set(1, v1::NodeState::Draining).await;

@@ -15,6 +15,9 @@ use crate::control::{ClusterMap, MoveCause};
 /// Nodes are left alone whose bytes differ by less than this share of an average node's.
 const BYTES_TOLERANCE_PERCENT: u64 = 20;
 
+/// And by less than this, whatever the share: no replica moves for a few bytes.
+const BYTES_TOLERANCE_MIN: u64 = 1 << 20;
+
 /// Moves and transfers for the groups that are not being moved and have a living majority.
 #[must_use]
 pub fn rebalance(map: &ClusterMap, healths: &Healths, sizes: &Sizes) -> Plan {
@@ -149,7 +152,8 @@ impl Balance<'_> {
         let bytes = |node: &NodeId| self.layout.load(*node).bytes;
         let usable = &self.layout.usable;
         let mean = usable.iter().map(bytes).sum::<u64>() / (usable.len() as u64).max(1);
-        let tolerated = mean.saturating_mul(BYTES_TOLERANCE_PERCENT) / 100;
+        let share = mean.saturating_mul(BYTES_TOLERANCE_PERCENT) / 100;
+        let tolerated = share.max(BYTES_TOLERANCE_MIN);
         let from = usable
             .iter()
             .copied()
@@ -189,9 +193,8 @@ impl Balance<'_> {
             .flat_map(|large| small.iter().map(|small| (*large, *small)));
         let worth = pairs.filter(|(large, small)| {
             let moved = size(*large).saturating_sub(size(*small));
-            // Less than the gap, be it of a few bytes: nodes that merely changed roles would do so
-            // for ever.
-            moved >= tolerated.max(1) && moved + tolerated.max(1) <= gap
+            // Less than the gap too: nodes that merely changed roles would do so for ever.
+            moved >= tolerated && moved + tolerated <= gap
         });
         worth.min_by_key(|(large, small)| {
             let moved = size(*large) - size(*small);
