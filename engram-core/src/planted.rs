@@ -84,11 +84,6 @@ pub const REGISTRY: &[Bug] = &[
         "recall against brute force, equal topology digests",
     ),
     bug(
-        "install-not-marked",
-        "a snapshot's installation does not say so on disk before it begins",
-        "liveness: after a crash in the middle the replica goes on from where it was and stops",
-    ),
-    bug(
         "late-forward-served",
         "a request that lay in a broken connection is served after its sender has given it up",
         "edges: a removal takes evidence that was acknowledged after it",
@@ -207,11 +202,6 @@ pub const REGISTRY: &[Bug] = &[
         "spread-frame-doubled",
         "a frame of a spread that comes twice is counted twice",
         "spread against the oracle: activation from nowhere",
-    ),
-    bug(
-        "spread-from-any-state",
-        "a spread takes part with a replica that is behind what the query must see",
-        "spread against the oracle: edges acknowledged before are not followed",
     ),
     bug(
         "spread-push-doubled",

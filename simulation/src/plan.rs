@@ -161,8 +161,8 @@ pub enum Fault {
     /// An operator has a replica moved to a node that has none of its group.
     Move {
         choice: u32,
-        /// The node that it leaves is cut off meanwhile, for so long.
-        cut: Option<Duration>,
+        /// The node that it leaves is cut off meanwhile.
+        cut: Option<CutOff>,
     },
     /// An operator calls all moves off.
     CancelMoves,
@@ -170,6 +170,14 @@ pub enum Fault {
     Drain { host: Host, length: Duration },
     /// An operator has replicas and primaries spread evenly.
     Rebalance,
+}
+
+/// How a node is cut off while a replica leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutOff {
+    pub length: Duration,
+    /// From all nodes, or from the other replicas alone: then it hears of the new map from the rest.
+    pub from_all: bool,
 }
 
 impl Fault {
@@ -248,7 +256,7 @@ impl Fault {
             Self::Reset { times, every, .. } | Self::Transfer { times, every, .. } => {
                 *every * times.saturating_sub(1)
             }
-            Self::Move { cut, .. } => cut.unwrap_or_default(),
+            Self::Move { cut, .. } => cut.map_or(Duration::ZERO, |cut| cut.length),
             Self::ClockJump { .. } | Self::Join | Self::CancelMoves | Self::Rebalance => {
                 Duration::ZERO
             }
@@ -291,6 +299,8 @@ pub struct WorkloadPlan {
     pub operations: u32,
     /// Longest pause of a client between two of them.
     pub pause_max: Duration,
+    /// Of a hundred changes of edges, so many are asked of one replica alone.
+    pub local_percent: u32,
 }
 
 /// One per file in `workload/`.

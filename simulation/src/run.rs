@@ -348,6 +348,7 @@ impl Run {
                     kind: workload.kind,
                     space: space.clone(),
                     operations: workload.operations,
+                    local_percent: workload.local_percent,
                 };
                 let work = workload::run(actor, task, Arc::clone(&stop));
                 self.world.spawn_client(number, work);

@@ -13,8 +13,8 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::plan::{
-    DiskPlan, Fault, FaultEvent, Host, NetworkPlan, NodePlan, Plan, SpacePlan, WorkloadKind,
-    WorkloadPlan,
+    CutOff, DiskPlan, Fault, FaultEvent, Host, NetworkPlan, NodePlan, Plan, SpacePlan,
+    WorkloadKind, WorkloadPlan,
 };
 
 /// What a run needs at least to count (see [`crate::run`]).
@@ -185,6 +185,7 @@ fn draw_workloads(rng: &mut StdRng, safety: Duration) -> Vec<WorkloadPlan> {
             clients,
             operations,
             pause_max,
+            local_percent: *[10, 25, 25, 70].choose(rng).unwrap_or(&25),
         })
         .collect()
 }
@@ -345,7 +346,10 @@ fn draw_fault(rng: &mut StdRng, kind: Kind, nodes: usize, network: NetworkPlan) 
         },
         Kind::Move => Fault::Move {
             choice: rng.random_range(0..1_024),
-            cut: rng.random_bool(0.5).then(|| millis(rng, 1_000..=8_000)),
+            cut: rng.random_bool(0.5).then(|| CutOff {
+                length: millis(rng, 1_000..=8_000),
+                from_all: rng.random_bool(0.5),
+            }),
         },
         Kind::CancelMoves => Fault::CancelMoves,
         Kind::Drain => Fault::Drain { host, length },

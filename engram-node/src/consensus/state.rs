@@ -211,10 +211,8 @@ impl Shared {
             installing: true,
             ..GroupPosition::default()
         };
-        if !planted!("install-not-marked") {
-            self.storage
-                .write(self.batch_at(&installing), Durability::Buffered)?;
-        }
+        self.storage
+            .write(self.batch_at(&installing), Durability::Buffered)?;
         let mut reader = self.snapshots.open(&file).map_err(file_error)?;
         let position = GroupPosition {
             applied: meta.last_log_id,

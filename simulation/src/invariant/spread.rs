@@ -38,9 +38,7 @@ pub fn judge(ended: &Ended<'_>, findings: &mut Findings<'_>) {
             continue;
         }
         if !is_quiet(ended, record) {
-            // An incomplete answer has no positions of what it lacks.
-            let is_whole = matches!(answer, Answer::Spread { complete: true, .. });
-            if let Some(possible) = is_whole.then(|| grown::graphs(ended, record)).flatten() {
+            if let Some(possible) = grown::graphs(ended, record) {
                 check(ended, &possible, record, answer, findings);
             }
             continue;

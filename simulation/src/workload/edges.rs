@@ -8,7 +8,7 @@ use crate::history::{EdgeName, Level};
 use crate::invariant::confidence;
 
 /// Ends of the edges; written before the workload begins.
-pub const ENDS: u32 = 4;
+pub const ENDS: u32 = 3;
 /// Those of them that edges go to: few, so that changes meet.
 const TARGETS: u32 = 2;
 const RELATION: &str = "near";
@@ -21,7 +21,7 @@ pub async fn turn(actor: &mut Actor, task: &Task) {
     let space = task.space.name.as_str();
     let from = end(actor.rng.random_range(0..ENDS));
     let to = end(actor.rng.random_range(0..TARGETS));
-    let local = actor.rng.random_bool(0.25);
+    let local = actor.rng.random_range(0..100) < task.local_percent;
     match actor.rng.random_range(0..100) {
         0..=39 => {
             contribute(actor, space, (&from, &to), local).await;

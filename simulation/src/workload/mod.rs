@@ -32,6 +32,8 @@ pub struct Task {
     pub kind: WorkloadKind,
     pub space: SpacePlan,
     pub operations: u32,
+    /// Of a hundred changes of edges, so many are asked of one replica alone.
+    pub local_percent: u32,
 }
 
 /// Runs one client of a workload to its end, or until it is told to stop.

@@ -48,6 +48,9 @@ pub async fn turn(actor: &mut Actor, task: &Task, turn: u32) {
         }
         _ => {
             actor.drop_space(&name).await;
+            // Not every node has heard of that yet.
+            get(actor, &name).await;
+            get(actor, &name).await;
         }
     }
 }

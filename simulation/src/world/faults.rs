@@ -14,7 +14,7 @@ use super::World;
 use super::disk::{Platter, Trap};
 use super::network::{self, End};
 use super::node::{Node, place};
-use crate::plan::{Fault, Host};
+use crate::plan::{CutOff, Fault, Host};
 
 /// The client of an operator: no workload's.
 const OPERATOR: usize = 60_001;
@@ -310,7 +310,7 @@ impl World {
 
     /// An operator has some replica moved, through a client; the node that it leaves may be cut off
     /// as soon as the move has begun.
-    fn move_replica(&mut self, choice: u32, cut: Option<Duration>) -> bool {
+    fn move_replica(&mut self, choice: u32, cut: Option<CutOff>) -> bool {
         let Some(map) = self.newest_map() else {
             return false;
         };
@@ -321,11 +321,11 @@ impl World {
             };
             for from in &group.replicas {
                 let free = map.nodes.keys().filter(|it| !group.replicas.contains(it));
-                possible.extend(free.map(|to| (partition.id, *from, *to)));
+                possible.extend(free.map(|to| (group, partition.id, *from, *to)));
             }
         }
         let chosen = possible.get(choice as usize % possible.len().max(1));
-        let Some((partition, from, to)) = chosen.copied() else {
+        let Some((group, partition, from, to)) = chosen.copied() else {
             return false;
         };
         let request = MoveReplicaRequest {
@@ -339,13 +339,17 @@ impl World {
         self.spawn_client(OPERATOR, async move {
             drop(client.move_replica(request).await);
         });
-        if let Some((length, host)) = cut.zip(self.host_of(from)) {
-            let others = (0..self.nodes()).map(Host).filter(|other| *other != host);
+        if let Some((cut, host)) = cut.zip(self.host_of(from)) {
+            let replicas = group.replicas.iter().filter_map(|id| self.host_of(*id));
+            let others: Vec<Host> = match cut.from_all {
+                true => (0..self.nodes()).map(Host).collect(),
+                false => replicas.collect(),
+            };
             let fault = Fault::Cut {
                 from: vec![host],
-                to: others.collect(),
+                to: others.into_iter().filter(|other| *other != host).collect(),
                 both: true,
-                length,
+                length: cut.length,
             };
             self.schedule(self.now + MOVE_BEGINS, Action::Begin(fault));
         }

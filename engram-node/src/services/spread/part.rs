@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use engram_core::filter::Filter;
 use engram_core::partition::{EdgeAges, PartitionAdjacency, ReadError};
-use engram_core::planted;
 use engram_core::spread::{
     Control, Crew, Frame, HopStats, Participant, ParticipantError, PlanError, Push, PushStep,
     Pusher, PusherError, QueryId, SpreadMode, SpreadStart, Step,
@@ -118,7 +117,6 @@ impl Part {
             if positions
                 .get(&id)
                 .is_some_and(|position| !here.covers(&replica, position))
-                && !planted!("spread-from-any-state")
             {
                 return Err(format!("the replica of partition {id} fell back"));
             }

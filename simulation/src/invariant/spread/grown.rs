@@ -3,7 +3,8 @@
 //! Each change of it was acknowledged with its sequence in its partition, and each answer says up to
 //! which sequence of each partition it saw: so what must be in it is known. A change that was never
 //! answered may be in it when the audit found it, and one that may have been repeated may be in it
-//! before the sequence of its answer; both are tried.
+//! before the sequence of its answer; both are tried. Of a partition that an answer lacks it has no
+//! sequence; its bound must hold for the graph with what was acknowledged there before the question.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -42,7 +43,8 @@ pub fn graphs(ended: &Ended<'_>, read: &Record) -> Option<Vec<Graph>> {
     let mut unsure = 0;
     let mut judged: BTreeMap<&EdgeName, Vec<(Contribution<'_>, Seen)>> = BTreeMap::new();
     for ((_, edge), story) in &stories {
-        let changes = judge_edge(story, at, audited.get(*edge).copied().unwrap_or(0))?;
+        let evidence = audited.get(*edge).copied().unwrap_or(0);
+        let changes = judge_edge(story, (read, at), evidence)?;
         unsure += changes
             .iter()
             .filter(|(_, seen)| *seen == Seen::Perhaps)
@@ -87,7 +89,7 @@ fn audited<'a>(ended: &Ended<'a>, space: &str) -> BTreeMap<&'a EdgeName, u64> {
 
 fn judge_edge<'a>(
     story: &EdgeStory<'a>,
-    at: &Positions,
+    (read, at): (&Record, &Positions),
     evidence: u64,
 ) -> Option<Vec<(Contribution<'a>, Seen)>> {
     let counts = counts(evidence);
@@ -97,11 +99,14 @@ fn judge_edge<'a>(
         let seen = match (record.answer(), record.positions()) {
             (Some(Answer::EdgeChanged { majority: true }), Some(positions)) => {
                 let (partition, sequence) = positions.iter().next()?;
-                match sequence <= at.get(partition)? {
-                    true => Seen::Yes,
+                match at.get(partition) {
+                    Some(seen) if sequence <= seen => Seen::Yes,
                     // The answer to a repetition: what it repeats was applied at an earlier sequence.
-                    false if may_be_repeated(record) => Seen::Perhaps,
-                    false => Seen::No,
+                    Some(_) if may_be_repeated(record) => Seen::Perhaps,
+                    Some(_) => Seen::No,
+                    None if lacks_nothing(read) => return None,
+                    None if record.is_before(read) => Seen::Yes,
+                    None => Seen::Perhaps,
                 }
             }
             (Some(_), _) => return None,
@@ -111,6 +116,10 @@ fn judge_edge<'a>(
         judged.push((*contribution, seen));
     }
     Some(judged)
+}
+
+fn lacks_nothing(read: &Record) -> bool {
+    matches!(read.answer(), Some(Answer::Spread { complete: true, .. }))
 }
 
 fn may_be_repeated(record: &Record) -> bool {
@@ -162,7 +171,7 @@ mod tests {
     use super::super::super::trial::judged;
     use super::super::judge;
     use super::*;
-    use crate::history::{Level, Outcome, build};
+    use crate::history::{Level, Outcome, SpreadBound, build};
 
     const ONE: u64 = 1 << 32;
 
@@ -196,18 +205,19 @@ mod tests {
             level: Level::Stale,
             pushes: false,
         };
-        let mut activated = vec![("a".to_owned(), ONE)];
-        if b > 0 {
-            activated.push(("b".to_owned(), b));
-        }
-        let answer = Answer::Spread {
-            activated,
+        build::acked(1, (20, 40), op, answer(b, total, None), position)
+    }
+
+    /// With a bound it lacks a partition.
+    fn answer(b: u64, total: u64, bound: Option<SpreadBound>) -> Answer {
+        let b = (b > 0).then(|| ("b".to_owned(), b));
+        Answer::Spread {
+            activated: [("a".to_owned(), ONE)].into_iter().chain(b).collect(),
             total,
             missing_seeds: Vec::new(),
-            complete: true,
-            bound: None,
-        };
-        build::acked(1, (20, 40), op, answer, position)
+            complete: bound.is_none(),
+            bound,
+        }
     }
 
     /// What is found when the edge was written at sequence 7, or nobody knows when.
@@ -242,6 +252,28 @@ mod tests {
         assert_eq!(found(true, true, spread(0, 1, 6)), 0);
         assert_eq!(found(true, true, spread(0, 1, 7)), 1, "missed");
         assert_eq!(found(true, true, spread(half, 2, 6)), 1, "too early");
+    }
+
+    #[test]
+    fn an_answer_that_lacks_a_partition_is_held_to_its_bound() {
+        let changed = Answer::EdgeChanged { majority: true };
+        let change = build::acked(0, (10, 15), contribution("r"), changed, 7);
+        let lacking = |most: f64| {
+            let bound = SpreadBound {
+                all: most,
+                each: most,
+            };
+            let mut read = spread(0, 1, 9);
+            read.outcome = Outcome::Acked {
+                answer: answer(0, 1, Some(bound)),
+                positions: Positions::default(),
+            };
+            let later = build::unknown(0, 50, contribution("s"));
+            let records = [memory("a", 1), memory("b", 3), change.clone(), read, later];
+            judged(judge, &records).len()
+        };
+        let half = (ONE / 2) as f64;
+        assert_eq!((lacking(half), lacking(half - 1.0)), (0, 1));
     }
 
     #[test]
