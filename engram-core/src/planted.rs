@@ -109,6 +109,11 @@ pub const REGISTRY: &[Bug] = &[
         "linearizability, set: a write that was refused is there",
     ),
     bug(
+        "map-goes-back",
+        "a replica of the control group that is brought back shows each older map on its way",
+        "progress is monotone: the map of a running node",
+    ),
+    bug(
         "name-free-at-once",
         "a dropped space's name is free as soon as the map has forgotten the space, not when its groups have",
         "spaces: a node with an old map serves the dropped space under the name of the new one",

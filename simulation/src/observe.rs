@@ -25,7 +25,7 @@ pub struct NodeObservation {
 }
 
 /// A node's copy of the cluster map, as far as placement is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapObservation {
     /// Control commands that it reflects.
     pub index: u64,

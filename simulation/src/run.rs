@@ -307,8 +307,9 @@ impl Run {
                 .attempt_timeout(Duration::from_secs(2))
         };
         let context = self.world.client_with(number, number, setup);
+        let unrouted = |builder| setup(builder).routing(false);
         let through = (0..self.plan.nodes)
-            .map(|node| self.world.client_with(number, node, setup).client)
+            .map(|node| self.world.client_with(number, node, unrouted).client)
             .collect();
         Actor::new(context, through, self.shared.clone(), pause_max)
     }

@@ -145,17 +145,18 @@ impl Inner {
                 marks.raise(group, end);
             }
             marks.save().map_err(|error| error.to_string())?;
-            machines.destroy(group).map_err(|error| error.to_string())?;
             let mut batch = Batch::new();
             state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;
             if let Some(vote) = vote {
                 batch.put(Family::Log, keys::vote(group), vote);
             }
-            Ok(batch)
+            let destroyed = machines.destroy(group, batch);
+            destroyed.map_err(|error| error.to_string())
         };
-        let batch = self.seams.blocking(work).await.map_err(unreadable)?;
-        let written = self.writer.write(batch).await;
-        written.map_err(|poisoned| unreadable(poisoned.to_string()))
+        // What the stopped group had queued, a vote perhaps, is on disk before.
+        let settled = self.writer.write(Batch::new()).await;
+        settled.map_err(|poisoned| unreadable(poisoned.to_string()))?;
+        self.seams.blocking(work).await.map_err(unreadable)
     }
 }
 

@@ -125,12 +125,17 @@ pub trait MachineFactory: Send + Sync + 'static {
     /// When the state cannot be read.
     fn open(&self, group: GroupId) -> Result<Arc<dyn Machine>, MachineError>;
 
-    /// Deletes all state of the group's machine, open or not. Blocks; called when no entry is
-    /// being applied any more. Idempotent.
+    /// Deletes all state of the group's machine, open or not, by adding that to `batch`, which deletes
+    /// what consensus keeps of the group, and writing it, synced: a replica has all of it or nothing.
+    /// Blocks; called when no entry is being applied any more. Idempotent.
     ///
     /// # Errors
     /// When storage fails.
-    fn destroy(&self, group: GroupId) -> Result<(), MachineError>;
+    fn destroy(
+        &self,
+        group: GroupId,
+        batch: engram_core::storage::Batch,
+    ) -> Result<(), MachineError>;
 }
 
 /// A replicated state machine: the control plane's, or a data group's partitions.

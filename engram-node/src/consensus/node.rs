@@ -430,14 +430,15 @@ impl Inner {
         let storage_error = |reason: String| StartError::Storage { group, reason };
         let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
         let work = move || {
-            machines.destroy(group).map_err(|error| error.to_string())?;
             let mut batch = Batch::new();
             state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;
-            Ok(batch)
+            let destroyed = machines.destroy(group, batch);
+            destroyed.map_err(|error| error.to_string())
         };
-        let batch = self.seams.blocking(work).await.map_err(storage_error)?;
-        let written = self.writer.write(batch).await;
-        written.map_err(|poisoned| storage_error(poisoned.to_string()))?;
+        // What the stopped group had queued is on disk before it is deleted.
+        let settled = self.writer.write(Batch::new()).await;
+        settled.map_err(|poisoned| storage_error(poisoned.to_string()))?;
+        self.seams.blocking(work).await.map_err(storage_error)?;
         self.writer.marks.forget(group);
         self.note_deletion(group);
         Ok(())

@@ -78,6 +78,9 @@ pub struct Running {
 #[must_use]
 pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
     let mut steps = Vec::new();
+    if running.damaged.contains(&GroupId::CONTROL) && map.nodes.len() > 1 {
+        steps.push(Step::Repair(control_spec(map)));
+    }
     for group in map.groups.values().filter(|it| it.hosts().contains(&local)) {
         if running.damaged.contains(&group.id) {
             // Alone there is nobody who could bring it back.
@@ -152,6 +155,17 @@ fn hosts_spec(map: &ClusterMap, group: &GroupRecord) -> GroupSpec {
     GroupSpec {
         group: group.id,
         voters: group.hosts().iter().filter_map(address).collect(),
+        bootstrap: false,
+    }
+}
+
+/// The control group, of which any node may be a member.
+#[must_use]
+pub fn control_spec(map: &ClusterMap) -> GroupSpec {
+    let nodes = map.nodes.values();
+    GroupSpec {
+        group: GroupId::CONTROL,
+        voters: nodes.map(|it| (it.id, it.peer_address.clone())).collect(),
         bootstrap: false,
     }
 }
@@ -541,12 +555,17 @@ mod tests {
     fn a_damaged_replica_is_repaired_where_others_have_one() {
         let mut at = running(&[(1, None, &[1]), (2, Some(2), &[2]), (3, Some(1), &[3])]);
         at.damaged = BTreeSet::from([GroupId(1), GroupId(3)]);
-        let map = map();
+        let mut map = map();
         assert_eq!(
             steps(&map, ME, &at),
             [Step::Repair(hosts_spec(&map, &map.groups[&GroupId(1)]))],
             "group 3 has no other replica"
         );
+        at.damaged = BTreeSet::from([GroupId::CONTROL]);
+        let repair = Step::Repair(control_spec(&map));
+        assert!(steps(&map, ME, &at).contains(&repair));
+        map.nodes.retain(|node, _| *node == ME);
+        assert!(!steps(&map, ME, &at).contains(&repair), "alone");
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl MachineFactory for Replicas {
         Ok(Arc::new(machine))
     }
 
-    fn destroy(&self, group: GroupId) -> Result<(), MachineError> {
+    fn destroy(&self, group: GroupId, mut batch: Batch) -> Result<(), MachineError> {
         let partitions = GroupPartitions::load(group, self.shared.storage.as_ref())?;
         for partition in &partitions.alive {
             // Who still holds it must not accept a local edge that nobody would see.
@@ -206,12 +206,11 @@ impl MachineFactory for Replicas {
             }
         }
         self.shared.unregister_group(group);
-        let mut batch = Batch::new();
         for partition in &partitions.alive {
             Partition::drop_state(*partition, &mut batch);
         }
         GroupPartitions::delete(group, &mut batch);
-        self.shared.storage.write(batch, Durability::Buffered)?;
+        self.shared.storage.write(batch, Durability::Sync)?;
         for partition in &partitions.alive {
             self.shared.remove_index_file(*partition);
         }

@@ -335,8 +335,8 @@ async fn a_destroyed_group_leaves_nothing() {
     node.apply(FIRST, &create());
     (1..50).for_each(|counter| drop(node.apply(FIRST, &remember(counter))));
     node.replicas.save_indexes().await;
-    node.replicas.destroy(GROUP).unwrap();
-    node.replicas.destroy(GROUP).unwrap();
+    node.replicas.destroy(GROUP, Batch::new()).unwrap();
+    node.replicas.destroy(GROUP, Batch::new()).unwrap();
     assert_eq!(node.ids(), []);
     assert_eq!(node.storage.bytes_on_disk(), 0);
     assert!(!Partition::exists(node.storage.view().as_ref(), FIRST).unwrap());

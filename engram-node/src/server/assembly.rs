@@ -16,7 +16,7 @@ use super::scope::scoped;
 use super::watchers::{self, NodeHealth};
 use super::{Server, ServerError};
 use crate::config::{Config, LogMarks};
-use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, MachineFactory};
+use crate::consensus::{Consensus, ConsensusConfig, GroupSpec, MachineFactory, RepairError};
 use crate::control::{ControlCommand, ControlMachine, ControlPlane, NodeDescription, members};
 use crate::http::{self, Metrics};
 use crate::liveness::Heartbeats;
@@ -25,7 +25,7 @@ use crate::placement::LocalPartitions;
 use crate::placement::leaders::Leaders;
 use crate::placement::manager::Manager;
 use crate::placement::mover::Mover;
-use crate::placement::reconciler::Reconciler;
+use crate::placement::reconciler::{Reconciler, control_spec};
 use crate::replica::{Purging, Replicas};
 use crate::seams::routes::Routed;
 use crate::seams::{Datagrams, Listener, Seams};
@@ -37,6 +37,8 @@ use crate::transport::Peers;
 const FOUND_WAIT: Duration = Duration::from_secs(2);
 /// How long one look for this node on the map takes before the log says that it is waiting.
 const MAP_WAIT: Duration = Duration::from_secs(10);
+/// Between two questions for a leader of the control group whose replica here is damaged.
+const REPAIR_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn assemble(config: Config, mut seams: Seams) -> Result<Server, ServerError> {
     if !config.peer_routes.is_empty() {
@@ -181,7 +183,7 @@ impl Parts {
             spread_attempt_wait: self.config.spread_attempt_wait,
         });
         let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
-        self.start_control_group(&core.consensus).await?;
+        self.start_control_group(&core).await?;
         self.wait_for_the_map(&core.plane).await;
         self.start_background(&core, &membership, beats, &services, &background);
         services.start();
@@ -290,7 +292,11 @@ impl Parts {
     }
 
     /// Starts the control group, and writes its first entry where this node founds the cluster.
-    async fn start_control_group(&self, consensus: &Consensus) -> Result<(), ServerError> {
+    /// Where its records are damaged, it begins anew once another node has proved that it leads.
+    async fn start_control_group(&self, core: &Core) -> Result<(), ServerError> {
+        let Core {
+            consensus, plane, ..
+        } = core;
         let ClusterMember { node, founder, .. } = self.member();
         let voters = if founder {
             BTreeMap::from([(node, self.description.peer_address.clone())])
@@ -303,8 +309,22 @@ impl Parts {
             voters,
             bootstrap: founder,
         };
-        consensus.start_group(&spec).await?;
-        Ok(())
+        let Err(error) = consensus.start_group(&spec).await else {
+            return Ok(());
+        };
+        let known = control_spec(&plane.map());
+        if !consensus.damaged().contains(&spec.group) || known.voters.len() < 2 {
+            return Err(error.into());
+        }
+        tracing::error!(%error, "the control group's records are damaged: asking the other nodes");
+        loop {
+            match consensus.repair_group(&known).await {
+                Ok(()) => return Ok(()),
+                Err(error @ RepairError::NoLeader { .. }) => tracing::warn!(%error, "asking again"),
+                Err(error) => return Err(error.into()),
+            }
+            self.seams.clock.sleep(REPAIR_PAUSE).await;
+        }
     }
 
     /// Returns once this node is on its own map.

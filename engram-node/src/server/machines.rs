@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use engram_core::storage::Batch;
 use engram_core::types::GroupId;
 
 use crate::consensus::{Machine, MachineError, MachineFactory};
@@ -21,12 +22,12 @@ impl MachineFactory for Machines {
         self.data.open(group)
     }
 
-    fn destroy(&self, group: GroupId) -> Result<(), MachineError> {
-        // A node leaves the control group only together with its data directory.
-        assert!(
-            group != GroupId::CONTROL,
-            "the control group's state is never deleted"
-        );
-        self.data.destroy(group)
+    fn destroy(&self, group: GroupId, batch: Batch) -> Result<(), MachineError> {
+        // A node leaves the control group only together with its data directory: its replica can
+        // but begin anew.
+        if group == GroupId::CONTROL {
+            return self.control.begin_anew(batch);
+        }
+        self.data.destroy(group, batch)
     }
 }

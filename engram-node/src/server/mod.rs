@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::config::Config;
-use crate::consensus::{Consensus, StartError};
+use crate::consensus::{Consensus, RepairError, StartError};
 use crate::control::ControlPlane;
 use crate::replica::Replicas;
 use crate::seams::Seams;
@@ -58,6 +58,8 @@ pub enum ServerError {
     Entry(#[from] entry::EntryError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Repair(#[from] RepairError),
     #[error(transparent)]
     Serve(#[from] grpc::ServeError),
     #[error("the reflection service: {0}")]

@@ -1,5 +1,5 @@
 //! What a running process knows never goes back: the term, the committed and the applied index of
-//! each group, the sequence of each partition (Raft section 5.1; design.md section 3: state is
+//! each group, the sequence of each partition, the cluster map (Raft section 5.1; design.md section 3: state is
 //! applied once, in order).
 //!
 //! Across a restart the applied state may go back, since it is written without a sync and replayed; a
@@ -25,6 +25,7 @@ enum Thing {
     Committed(GroupId),
     Applied(GroupId),
     Sequence(PartitionId),
+    Map,
 }
 
 /// Remembers the last number of each.
@@ -58,11 +59,15 @@ impl Watcher for Monotone {
                 let thing = Thing::Sequence(replica.partition);
                 (replica.group, thing, replica.sequence.0)
             });
-            for (group, thing, now) in groups.chain(partitions) {
+            let map = node.map.iter();
+            let map = map.map(|map| (GroupId::CONTROL, Thing::Map, map.index));
+            for (group, thing, now) in groups.chain(partitions).chain(map) {
                 let (deletions, repairs) = anew(group);
                 let began = match thing {
                     // Who left has no vote any more; a repair keeps it.
                     Thing::Term(_) => (0, deletions.saturating_sub(repairs)),
+                    // What was known of the cluster outlives a replica that begins anew.
+                    Thing::Map => (node.incarnation, 0),
                     _ => (node.incarnation, deletions),
                 };
                 let key = (node.node, began, thing);
@@ -81,6 +86,7 @@ impl Watcher for Monotone {
 /// Whether a replica is neither here any more nor belongs here: if it comes back, it begins anew.
 fn has_left(node: &NodeObservation, thing: Thing) -> bool {
     let group = match thing {
+        Thing::Map => return false,
         Thing::Term(group) | Thing::Committed(group) | Thing::Applied(group) => {
             if node.groups.iter().any(|here| here.group == group) {
                 return false;
@@ -168,6 +174,29 @@ mod tests {
         assert_eq!(watch(&mut watcher, &[at(1, 3)]).len(), 1);
         assert_eq!(watch(&mut watcher, &[at(2, 4)]), []);
         assert_eq!(watch(&mut watcher, &[at(3, 3)]).len(), 1);
+    }
+
+    #[test]
+    fn a_map_does_not_go_back_when_its_replica_begins_anew() {
+        let mut watcher = Monotone::default();
+        let at = |incarnation, deletions, index| NodeObservation {
+            incarnation,
+            map: Some(MapObservation {
+                index,
+                ..MapObservation::default()
+            }),
+            ..node(
+                0,
+                vec![GroupObservation {
+                    group: GroupId::CONTROL,
+                    deletions,
+                    ..group(1, false)
+                }],
+            )
+        };
+        assert_eq!(watch(&mut watcher, &[at(1, 0, 7)]), []);
+        assert_eq!(watch(&mut watcher, &[at(1, 1, 6)]).len(), 1);
+        assert_eq!(watch(&mut watcher, &[at(2, 1, 5)]), []);
     }
 
     #[test]

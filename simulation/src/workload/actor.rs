@@ -19,6 +19,8 @@ use crate::world::{ClientClock, ClientContext};
 
 /// Activation of 1 in the engine's unit.
 const SPREAD_ONE: f64 = engram_core::spread::ONE as f64;
+/// Share of changes that are asked of any node, which forwards them, and not of the primary.
+const FORWARDED: f64 = 0.3;
 /// More edges than any memory of a workload has.
 const EDGES_LIMIT: u32 = 10_000;
 /// 1.0 in units of 2^-32.
@@ -82,7 +84,7 @@ impl Shared {
 pub struct Actor {
     pub number: ClientNumber,
     pub client: Client,
-    /// Clients that know nothing, each beginning with another node.
+    /// Clients that do not know who leads what, each beginning with another node.
     through: Vec<Client>,
     pub clock: ClientClock,
     pub rng: StdRng,
@@ -173,7 +175,7 @@ impl Actor {
     // ---- writes -------------------------------------------------------------------------------
 
     /// The version written.
-    pub async fn remember(&self, space: &str, wanted: Remember) -> Option<u64> {
+    pub async fn remember(&mut self, space: &str, wanted: Remember) -> Option<u64> {
         let Remember {
             id,
             value,
@@ -199,10 +201,11 @@ impl Actor {
             expected,
             edges,
         };
-        let to = self.space(space);
+        let to = self.asked_to_change().space(space);
         let call = Box::pin(to.remember_with(request));
         let answer = self
             .ask(space, op, call, |message| {
+                self.client.absorb(message.token.as_ref());
                 let version = message.version;
                 (Answer::Written { version }, message.token)
             })
@@ -214,15 +217,16 @@ impl Actor {
     }
 
     /// With `purge`, what is forgotten is to leave index, log and snapshots too.
-    pub async fn forget(&self, space: &str, id: &str, purge: bool) -> bool {
+    pub async fn forget(&mut self, space: &str, id: &str, purge: bool) -> bool {
         let op = Op::Forget { id: id.to_owned() };
-        let to = self.space(space);
+        let to = self.asked_to_change().space(space);
         let request = v1::ForgetRequest {
             id: id.to_owned(),
             purge,
             ..v1::ForgetRequest::default()
         };
         let answer = self.ask(space, op, to.forget_with(request), |message| {
+            self.client.absorb(message.token.as_ref());
             let existed = message.existed;
             (Answer::Forgotten { existed }, message.token)
         });
@@ -257,8 +261,11 @@ impl Actor {
             local,
         };
         // One replica's word, of any replica.
-        let by = self.asked(local);
-        let to = by.space(space);
+        let to = match local {
+            true => self.anywhere(),
+            false => self.asked_to_change(),
+        };
+        let to = to.space(space);
         let call = async {
             // The same by its other name.
             if weight == ONE && confidence.trailing_zeros() % 4 == 0 {
@@ -274,15 +281,18 @@ impl Actor {
         answer.await.is_some()
     }
 
-    pub async fn dissociate(&self, space: &str, edge: EdgeName, local: bool) -> bool {
+    pub async fn dissociate(&mut self, space: &str, edge: EdgeName, local: bool) -> bool {
         let request = v1::DissociateRequest {
             edge: Some(edge_ref(&edge)),
             durability: durability(local),
             ..Default::default()
         };
         let op = Op::Dissociate { edge, local };
-        let to = self.space(space);
-        let answer = self.ask(space, op, to.dissociate(request), edge_changed);
+        let to = self.asked_to_change().space(space);
+        let answer = self.ask(space, op, to.dissociate(request), |message| {
+            self.client.absorb(message.token.as_ref());
+            edge_changed(message)
+        });
         answer.await.is_some()
     }
 
@@ -307,6 +317,12 @@ impl Actor {
             true => self.anywhere(),
             false => self.client.clone(),
         }
+    }
+
+    /// Its own client, which goes to the primary, or any node.
+    fn asked_to_change(&mut self) -> Client {
+        let forwarded = self.rng.random_bool(FORWARDED);
+        self.asked(forwarded)
     }
 
     /// A client that begins with any node.

@@ -13,7 +13,6 @@ use engram_core::storage::{
     Batch, BatchOp, Damage, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
     StorageError,
 };
-use engram_core::types::GroupId;
 use engram_node::seams::{Disk, FileWriter};
 use parking_lot::Mutex;
 use rand::RngExt as _;
@@ -128,9 +127,7 @@ impl Platter {
         platters.spoiled = true;
         platters.damaged = true;
         platters.was_damaged = true;
-        // A node with a damaged replica of the control group has to be replaced by its operator.
-        let is_control = key.starts_with(&GroupId::CONTROL.0.to_be_bytes());
-        platters.lasts = flip && !is_control && generator.random_bool(0.5);
+        platters.lasts = flip && generator.random_bool(0.5);
         platters.store.damage(family, key, damage)
     }
 

@@ -19,11 +19,10 @@ impl MachineFactory for Toys {
         }))
     }
 
-    fn destroy(&self, group: GroupId) -> Result<(), MachineError> {
-        let mut batch = Batch::new();
+    fn destroy(&self, group: GroupId, mut batch: Batch) -> Result<(), MachineError> {
         let (start, end) = range(group);
         batch.delete_range(Family::Memories, start, end);
-        Ok(self.0.write(batch, Durability::Buffered)?)
+        Ok(self.0.write(batch, Durability::Sync)?)
     }
 }
 
