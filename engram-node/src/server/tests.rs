@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use engram_core::storage::RocksOptions;
+use engram_core::storage::{Batch, Durability, Family, Order, RocksOptions};
 use engram_core::types::GroupId;
 
 use super::*;
@@ -238,4 +238,60 @@ async fn an_unprotected_node_refuses_to_leave_loopback() {
     };
     let refused = start(exposed, os::seams(RocksOptions::default())).await;
     assert!(matches!(refused, Err(ServerError::Exposure(_))));
+}
+
+/// Cuts the last record of the control group's log short.
+fn damage_control_log(seams: &Seams, directory: &Path) {
+    let store = seams.disk.open_store(&directory.join("store"));
+    let store = store.expect("nobody else has it open");
+    let (start, end) = ([0; 8], 1_u64.to_be_bytes());
+    let mut records = store.scan(Family::Log, &start, &end, Order::Descending);
+    // Group, kind and index.
+    let last = records.find_map(|record| record.ok().filter(|(key, _)| key.len() == 17));
+    let (key, mut value) = last.expect("a record of the log");
+    drop(records);
+    value.truncate(3);
+    let mut batch = Batch::new();
+    batch.put(Family::Log, key, value);
+    store.write(batch, Durability::Sync).expect("written");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_control_log_is_damaged_is_brought_back_by_the_others() {
+    let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let seams = os::seams(RocksOptions::default());
+    let first = node(directories[0].path(), &[]).await;
+    let join = [first.addresses().peer.clone()];
+    let second = node(directories[1].path(), &join).await;
+    let third = node(directories[2].path(), &join).await;
+    let voters = || {
+        let members = first.consensus().members(GroupId::CONTROL);
+        members.is_some_and(|members| members.settled && members.voters.len() == 3)
+    };
+    until(&seams, "three voters", voters).await;
+    let allocate = async || {
+        let command = ControlCommand::AllocateMark;
+        let reply = first.plane().execute(command, PATIENCE).await;
+        reply.expect("answered").index
+    };
+    let known = allocate().await;
+    assert!(third.plane().wait_for_index(known, PATIENCE).await);
+    third.stop().await;
+    damage_control_log(&seams, directories[2].path());
+
+    let third = node(directories[2].path(), &join).await;
+    assert!(third.plane().map().index >= known, "it shows what it knew");
+    let index = allocate().await;
+    assert!(third.plane().wait_for_index(index, PATIENCE).await);
+    assert_eq!(third.consensus().damaged(), []);
+    let status = third.consensus().status();
+    let control = status.iter().find(|it| it.group == GroupId::CONTROL);
+    assert_eq!(control.expect("it runs").repairs, 1);
+    let again = third
+        .plane()
+        .execute(ControlCommand::AllocateMark, PATIENCE);
+    assert!(again.await.expect("answered").index > index);
+    for server in [first, second, third] {
+        server.stop().await;
+    }
 }
