@@ -147,7 +147,7 @@ impl SnapshotSource for MapCopy {
 
 #[cfg(test)]
 mod tests {
-    use engram_core::storage::MemoryStorage;
+    use engram_core::storage::{MemoryStorage, Reader as _};
 
     use super::*;
     use crate::control::samples;

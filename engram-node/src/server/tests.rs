@@ -248,11 +248,10 @@ fn damage_control_log(seams: &Seams, directory: &Path) {
     let mut records = store.scan(Family::Log, &start, &end, Order::Descending);
     // Group, kind and index.
     let last = records.find_map(|record| record.ok().filter(|(key, _)| key.len() == 17));
-    let (key, mut value) = last.expect("a record of the log");
+    let (key, value) = last.expect("a record of the log");
     drop(records);
-    value.truncate(3);
     let mut batch = Batch::new();
-    batch.put(Family::Log, key, value);
+    batch.put(Family::Log, key, &value[..3]);
     store.write(batch, Durability::Sync).expect("written");
 }
 
