@@ -208,7 +208,8 @@ mod tests {
             "its own now"
         );
         assert_eq!(*watch.borrow_and_update(), known);
-        assert_eq!(storage.get(Family::Metadata, BEHIND_KEY), Ok(None));
+        let behind = storage.get(Family::Metadata, BEHIND_KEY);
+        assert_eq!(behind.expect("readable"), None);
     }
 
     #[test]
