@@ -281,7 +281,8 @@ impl Actor {
         answer.await.is_some()
     }
 
-    pub async fn dissociate(&mut self, space: &str, edge: EdgeName, local: bool) -> bool {
+    /// Whether a majority has it, when it is acknowledged.
+    pub async fn dissociate(&mut self, space: &str, edge: EdgeName, local: bool) -> Option<bool> {
         let request = v1::DissociateRequest {
             edge: Some(edge_ref(&edge)),
             durability: durability(local),
@@ -293,7 +294,10 @@ impl Actor {
             self.client.absorb(message.token.as_ref());
             edge_changed(message)
         });
-        answer.await.is_some()
+        match answer.await {
+            Some(Answer::EdgeChanged { majority }) => Some(majority),
+            _ => None,
+        }
     }
 
     // ---- reads --------------------------------------------------------------------------------

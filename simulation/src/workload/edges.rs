@@ -12,6 +12,8 @@ pub const ENDS: u32 = 3;
 /// Those of them that edges go to: few, so that changes meet.
 const TARGETS: u32 = 2;
 const RELATION: &str = "near";
+/// Evidence that comes after a removal of which only one replica knows.
+const GIVEN_AGAIN: u32 = 4;
 
 pub fn end(number: u32) -> String {
     format!("end-{number}")
@@ -33,7 +35,7 @@ pub async fn turn(actor: &mut Actor, task: &Task) {
         40..=59 => take_back(actor, space, (&from, &to), local).await,
         60..=69 => {
             let edge = actor.shared.current_edge(space, &from, &to, RELATION);
-            actor.dissociate(space, edge, local).await;
+            remove(actor, space, edge, local).await;
         }
         _ => {
             let level = actor.draw_level();
@@ -60,12 +62,27 @@ async fn contribute(
     edge
 }
 
+/// Where only one replica could be told, more evidence comes right after, and is looked for: the
+/// attempt at a majority may still be on its way, and must not take it.
+async fn remove(actor: &mut Actor, space: &str, edge: EdgeName, local: bool) {
+    let (from, to) = (edge.from.clone(), edge.to.clone());
+    let by_majority = actor.dissociate(space, edge, local).await;
+    if local || by_majority != Some(false) {
+        return;
+    }
+    for _ in 0..GIVEN_AGAIN {
+        contribute(actor, space, (&from, &to), false).await;
+        actor.pause().await;
+        actor.neighbors(space, &from, Level::Linearizable).await;
+    }
+}
+
 /// Evidence that its giver takes away again at once, wherever leadership has gone meanwhile; now and
 /// then more comes right after.
 async fn take_back(actor: &mut Actor, space: &str, ends: (&str, &str), local: bool) {
     let edge = contribute(actor, space, ends, local).await;
     let local = actor.rng.random_bool(0.25);
-    actor.dissociate(space, edge, local).await;
+    remove(actor, space, edge, local).await;
     if actor.rng.random_bool(0.3) {
         contribute(actor, space, ends, false).await;
     }
