@@ -23,7 +23,7 @@ use crate::invariant::{
     self, Ended, Findings, Logs, Moment, Violation, Watcher, liveness, log_watchers, quick_watchers,
 };
 use crate::observe::LogObservation;
-use crate::plan::{Host, Plan};
+use crate::plan::{Host, Plan, WorkloadKind};
 use crate::swarm::SAFETY_MIN;
 use crate::thread;
 use crate::workload::audit::{self, Question};
@@ -172,6 +172,16 @@ struct Run {
 /// The run is over early: there is a violation.
 struct Over;
 
+/// Some clients give up while others still try. Changes of edges fall back to one replica then, in the
+/// middle of a cut and not after it.
+fn patience(kind: WorkloadKind, number: usize) -> Duration {
+    let is_hasty = match kind {
+        WorkloadKind::Edges => !number.is_multiple_of(4),
+        _ => number % 4 == 3,
+    };
+    if is_hasty { HASTY } else { PATIENT }
+}
+
 impl Run {
     fn new(plan: &Plan, trace: Option<Sink>, history: Option<Sink>) -> Self {
         let mut world = World::new(plan);
@@ -296,10 +306,7 @@ impl Run {
 
     // ---- phases -------------------------------------------------------------------------------
 
-    fn actor(&mut self, number: usize, pause_max: Duration) -> Actor {
-        // Some give up while others still try.
-        let is_hasty = number < PREPARERS_FROM && number % 4 == 3;
-        let deadline = if is_hasty { HASTY } else { PATIENT };
+    fn actor(&mut self, number: usize, deadline: Duration, pause_max: Duration) -> Actor {
         let setup = |builder: ClientBuilder| {
             builder
                 .session(true)
@@ -317,7 +324,7 @@ impl Run {
     fn prepare(&mut self) -> Result<(), Over> {
         for (number, workload) in self.plan.workloads.clone().into_iter().enumerate() {
             let number = PREPARERS_FROM + number;
-            let actor = self.actor(number, Duration::ZERO);
+            let actor = self.actor(number, PATIENT, Duration::ZERO);
             let work = workload::prepare(actor, workload.kind.name(), workload.kind);
             self.world.spawn_client(number, work);
         }
@@ -344,7 +351,7 @@ impl Run {
                 continue;
             };
             for _ in 0..workload.clients {
-                let actor = self.actor(number, workload.pause_max);
+                let actor = self.actor(number, patience(workload.kind, number), workload.pause_max);
                 let task = Task {
                     kind: workload.kind,
                     space: space.clone(),
@@ -406,7 +413,7 @@ impl Run {
                 let share = questions.iter().skip(auditor).step_by(AUDITORS);
                 let share: Vec<Question> = share.cloned().collect();
                 let number = AUDITORS_FROM + auditor;
-                let actor = self.actor(number, Duration::ZERO);
+                let actor = self.actor(number, PATIENT, Duration::ZERO);
                 let noted = Arc::clone(&unanswered);
                 self.world.spawn_client(number, async move {
                     let left = Box::pin(audit::ask(actor, share)).await;

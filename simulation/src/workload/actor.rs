@@ -21,6 +21,8 @@ use crate::world::{ClientClock, ClientContext};
 const SPREAD_ONE: f64 = engram_core::spread::ONE as f64;
 /// Share of changes that are asked of any node, which forwards them, and not of the primary.
 const FORWARDED: f64 = 0.3;
+/// And of removals of edges, whose late arrival can do the most harm.
+const REMOVALS_FORWARDED: f64 = 0.7;
 /// More edges than any memory of a workload has.
 const EDGES_LIMIT: u32 = 10_000;
 /// 1.0 in units of 2^-32.
@@ -201,7 +203,7 @@ impl Actor {
             expected,
             edges,
         };
-        let to = self.asked_to_change().space(space);
+        let to = self.asked_to_change(FORWARDED).space(space);
         let call = Box::pin(to.remember_with(request));
         let answer = self
             .ask(space, op, call, |message| {
@@ -219,7 +221,7 @@ impl Actor {
     /// With `purge`, what is forgotten is to leave index, log and snapshots too.
     pub async fn forget(&mut self, space: &str, id: &str, purge: bool) -> bool {
         let op = Op::Forget { id: id.to_owned() };
-        let to = self.asked_to_change().space(space);
+        let to = self.asked_to_change(FORWARDED).space(space);
         let request = v1::ForgetRequest {
             id: id.to_owned(),
             purge,
@@ -263,7 +265,7 @@ impl Actor {
         // One replica's word, of any replica.
         let to = match local {
             true => self.anywhere(),
-            false => self.asked_to_change(),
+            false => self.asked_to_change(FORWARDED),
         };
         let to = to.space(space);
         let call = async {
@@ -289,7 +291,7 @@ impl Actor {
             ..Default::default()
         };
         let op = Op::Dissociate { edge, local };
-        let to = self.asked_to_change().space(space);
+        let to = self.asked_to_change(REMOVALS_FORWARDED).space(space);
         let answer = self.ask(space, op, to.dissociate(request), |message| {
             self.client.absorb(message.token.as_ref());
             edge_changed(message)
@@ -324,8 +326,8 @@ impl Actor {
     }
 
     /// Its own client, which goes to the primary, or any node.
-    fn asked_to_change(&mut self) -> Client {
-        let forwarded = self.rng.random_bool(FORWARDED);
+    fn asked_to_change(&mut self, forwarded: f64) -> Client {
+        let forwarded = self.rng.random_bool(forwarded);
         self.asked(forwarded)
     }
 
