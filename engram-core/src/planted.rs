@@ -84,6 +84,11 @@ pub const REGISTRY: &[Bug] = &[
         "recall against brute force, equal topology digests",
     ),
     bug(
+        "install-not-marked",
+        "a snapshot's installation does not say so on disk before it begins",
+        "liveness: after a crash in the middle the replica goes on from where it was and stops",
+    ),
+    bug(
         "late-forward-served",
         "a request that lay in a broken connection is served after its sender has given it up",
         "edges: a removal takes evidence that was acknowledged after it",

@@ -211,8 +211,10 @@ impl Shared {
             installing: true,
             ..GroupPosition::default()
         };
-        self.storage
-            .write(self.batch_at(&installing), Durability::Buffered)?;
+        if !planted!("install-not-marked") {
+            self.storage
+                .write(self.batch_at(&installing), Durability::Buffered)?;
+        }
         let mut reader = self.snapshots.open(&file).map_err(file_error)?;
         let position = GroupPosition {
             applied: meta.last_log_id,

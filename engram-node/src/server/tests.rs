@@ -47,14 +47,29 @@ async fn until(seams: &Seams, what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_nodes_form_a_cluster_and_survive_a_restart() {
-    let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
-    let seams = os::seams(RocksOptions::default());
+/// The first founds the cluster, the others join it.
+async fn three_nodes(directories: &[tempfile::TempDir; 3]) -> [Server; 3] {
     let first = node(directories[0].path(), &[]).await;
     let join = [first.addresses().peer.clone()];
     let second = node(directories[1].path(), &join).await;
     let third = node(directories[2].path(), &join).await;
+    [first, second, third]
+}
+
+/// Waits until all three vote in the control group.
+async fn three_voters(seams: &Seams, first: &Server) {
+    let voters = || {
+        let members = first.consensus().members(GroupId::CONTROL);
+        members.is_some_and(|members| members.settled && members.voters.len() == 3)
+    };
+    until(seams, "three voters", voters).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_form_a_cluster_and_survive_a_restart() {
+    let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
+    let seams = os::seams(RocksOptions::default());
+    let [first, second, third] = three_nodes(&directories).await;
     assert_eq!(
         [&first, &second, &third].map(|server| server.node().0),
         [1, 2, 3]
@@ -84,11 +99,7 @@ async fn three_nodes_form_a_cluster_and_survive_a_restart() {
 
     // Three voters: the cluster goes on without its founder.
     // While the change to three is not committed, no majority of the earlier ones can do without it.
-    let voters = || {
-        let members = first.consensus().members(GroupId::CONTROL);
-        members.is_some_and(|members| members.settled && members.voters.len() == 3)
-    };
-    until(&seams, "three voters", voters).await;
+    three_voters(&seams, &first).await;
     let cluster = first.plane().cluster();
     first.stop().await;
     let survivors = [&second, &third];
@@ -259,15 +270,8 @@ fn damage_control_log(seams: &Seams, directory: &Path) {
 async fn a_node_whose_control_log_is_damaged_is_brought_back_by_the_others() {
     let directories = [(); 3].map(|()| tempfile::tempdir().expect("a directory"));
     let seams = os::seams(RocksOptions::default());
-    let first = node(directories[0].path(), &[]).await;
-    let join = [first.addresses().peer.clone()];
-    let second = node(directories[1].path(), &join).await;
-    let third = node(directories[2].path(), &join).await;
-    let voters = || {
-        let members = first.consensus().members(GroupId::CONTROL);
-        members.is_some_and(|members| members.settled && members.voters.len() == 3)
-    };
-    until(&seams, "three voters", voters).await;
+    let [first, second, third] = three_nodes(&directories).await;
+    three_voters(&seams, &first).await;
     let allocate = async || {
         let command = ControlCommand::AllocateMark;
         let reply = first.plane().execute(command, PATIENCE).await;
@@ -278,6 +282,7 @@ async fn a_node_whose_control_log_is_damaged_is_brought_back_by_the_others() {
     third.stop().await;
     damage_control_log(&seams, directories[2].path());
 
+    let join = [first.addresses().peer.clone()];
     let third = node(directories[2].path(), &join).await;
     assert!(third.plane().map().index >= known, "it shows what it knew");
     let index = allocate().await;
