@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::machine::{Machine, Source};
 use crate::pool::Pool;
 use crate::requests::RequestIds;
-use crate::retry::Budget;
+use crate::retry::{BUDGET_RETRIES, Budget};
 use crate::routing::Routes;
 use crate::session::Session;
 
@@ -48,6 +48,7 @@ pub struct ClientBuilder {
     token: Option<String>,
     tls: Option<TlsOptions>,
     settings: Settings,
+    retries: u32,
     session: bool,
     source: Source,
 }
@@ -63,6 +64,7 @@ impl Default for ClientBuilder {
                 attempt: ATTEMPT_DEFAULT,
                 routing: true,
             },
+            retries: BUDGET_RETRIES,
             session: false,
             source: Source::default(),
         }
@@ -105,6 +107,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Retries that all calls of this client together may have open: each takes one, and two
+    /// successes earn one back. With 0 every call is one attempt. Default 256.
+    pub fn retry_budget(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
     /// Whether single-memory requests go straight to the primary. Default true; switch it off when
     /// the nodes' own addresses cannot be reached from here.
     pub fn routing(mut self, routing: bool) -> Self {
@@ -138,7 +147,7 @@ impl ClientBuilder {
             authorization,
             ids: RequestIds::new(source.new_uuid().into_bytes()),
             routes: Routes::default(),
-            budget: Budget::full(),
+            budget: Budget::full(self.retries),
             session: self.session.then(Session::default),
             source,
         };

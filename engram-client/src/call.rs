@@ -154,7 +154,7 @@ impl Client {
             return Err(error);
         };
         if !self.inner.budget.take() {
-            let limit = retry::BUDGET_RETRIES;
+            let limit = self.inner.budget.most();
             error.message = format!(
                 "{}; the client's budget of {limit} retries is spent",
                 error.message

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Outcome};
 
-/// Retries that may be open at once before calls fail instead.
-pub(crate) const BUDGET_RETRIES: f64 = 256.0;
+/// Retries that may be open at once before calls fail instead, unless the builder says otherwise.
+pub(crate) const BUDGET_RETRIES: u32 = 256;
 /// Retries earned by a success.
 const BUDGET_PER_SUCCESS: f64 = 0.5;
 /// Wait before the second attempt; doubled for each further one.
@@ -79,21 +79,31 @@ pub(crate) fn outcome(last: &Error, earlier_unknown: bool, safety: Safety) -> Ou
 }
 
 /// A bucket of retries: successes fill it, retries empty it.
-pub(crate) struct Budget(Mutex<f64>);
+pub(crate) struct Budget {
+    most: u32,
+    left: Mutex<f64>,
+}
 
 impl Budget {
-    pub(crate) fn full() -> Self {
-        Self(Mutex::new(BUDGET_RETRIES))
+    pub(crate) fn full(most: u32) -> Self {
+        Self {
+            most,
+            left: Mutex::new(f64::from(most)),
+        }
+    }
+
+    pub(crate) fn most(&self) -> u32 {
+        self.most
     }
 
     pub(crate) fn succeeded(&self) {
-        let mut left = self.0.lock();
-        *left = (*left + BUDGET_PER_SUCCESS).min(BUDGET_RETRIES);
+        let mut left = self.left.lock();
+        *left = (*left + BUDGET_PER_SUCCESS).min(f64::from(self.most));
     }
 
     /// Takes one retry; false when there is none left.
     pub(crate) fn take(&self) -> bool {
-        let mut left = self.0.lock();
+        let mut left = self.left.lock();
         if *left < 1.0 {
             return false;
         }
@@ -169,11 +179,19 @@ mod tests {
 
     #[test]
     fn the_budget_runs_out_and_refills() {
-        let budget = Budget::full();
+        let budget = Budget::full(BUDGET_RETRIES);
         while budget.take() {}
         assert!(!budget.take());
         budget.succeeded();
         budget.succeeded();
         assert!(budget.take());
+    }
+
+    #[test]
+    fn a_budget_of_none_stays_so() {
+        let budget = Budget::full(0);
+        budget.succeeded();
+        budget.succeeded();
+        assert!(!budget.take());
     }
 }

@@ -84,9 +84,9 @@ pub const REGISTRY: &[Bug] = &[
         "recall against brute force, equal topology digests",
     ),
     bug(
-        "install-not-marked",
-        "a snapshot's installation does not say so on disk before it begins",
-        "liveness: after a crash in the middle the replica goes on from where it was and stops",
+        "installed-too-early",
+        "a snapshot counts as installed from the moment that its installation begins",
+        "liveness: after a crash in the middle the replica goes on with half of it and stops",
     ),
     bug(
         "late-forward-served",

@@ -8,7 +8,8 @@
 //! [`replicas`] holds the replicas of one partition around a given log, without consensus: small, and
 //! exhaustive about crashes between two commands. [`gossip`] holds membership and the exchange of edge
 //! changes in clusters of hundreds of nodes, in virtual time. [`overlays`] holds the replicas of one
-//! partition that are wiped, restored, moved and expelled while edges change on all of them.
+//! partition that are wiped, restored, moved and expelled while edges change on all of them. [`logs`]
+//! holds one log over a disk that crashes between any two writes.
 //!
 //! What must hold: a seed run twice gives the same trace, on any machine.
 
@@ -17,6 +18,7 @@ pub mod history;
 pub mod invariant;
 mod libc_seam;
 pub mod linearizability;
+pub mod logs;
 pub mod observe;
 pub mod overlays;
 pub mod plan;

@@ -172,14 +172,32 @@ struct Run {
 /// The run is over early: there is a violation.
 struct Over;
 
+/// How a client bears with nodes that do not answer.
+#[derive(Clone, Copy)]
+struct Manner {
+    deadline: Duration,
+    /// Where it goes through any node, it asks once and takes what that node says.
+    asks_once: bool,
+}
+
+const PATIENTLY: Manner = Manner {
+    deadline: PATIENT,
+    asks_once: false,
+};
+
 /// Some clients give up while others still try. Changes of edges fall back to one replica then, in the
-/// middle of a cut and not after it.
-fn patience(kind: WorkloadKind, number: usize) -> Duration {
-    let is_hasty = match kind {
-        WorkloadKind::Edges => !number.is_multiple_of(4),
-        _ => number % 4 == 3,
+/// middle of a cut and not after it. Of the others, the hasty ones try nothing twice: a library that
+/// asks again finds out what a node did not know.
+fn manner(kind: WorkloadKind, number: usize) -> Manner {
+    let edges = kind == WorkloadKind::Edges;
+    let is_hasty = match edges {
+        true => !number.is_multiple_of(4),
+        false => number % 4 == 3,
     };
-    if is_hasty { HASTY } else { PATIENT }
+    Manner {
+        deadline: if is_hasty { HASTY } else { PATIENT },
+        asks_once: is_hasty && !edges,
+    }
 }
 
 impl Run {
@@ -306,15 +324,21 @@ impl Run {
 
     // ---- phases -------------------------------------------------------------------------------
 
-    fn actor(&mut self, number: usize, deadline: Duration, pause_max: Duration) -> Actor {
+    fn actor(&mut self, number: usize, manner: Manner, pause_max: Duration) -> Actor {
         let setup = |builder: ClientBuilder| {
             builder
                 .session(true)
-                .deadline(deadline)
+                .deadline(manner.deadline)
                 .attempt_timeout(Duration::from_secs(2))
         };
         let context = self.world.client_with(number, number, setup);
-        let unrouted = |builder| setup(builder).routing(false);
+        let unrouted = |builder| {
+            let builder = setup(builder).routing(false);
+            match manner.asks_once {
+                true => builder.retry_budget(0),
+                false => builder,
+            }
+        };
         let through = (0..self.plan.nodes)
             .map(|node| self.world.client_with(number, node, unrouted).client)
             .collect();
@@ -324,7 +348,7 @@ impl Run {
     fn prepare(&mut self) -> Result<(), Over> {
         for (number, workload) in self.plan.workloads.clone().into_iter().enumerate() {
             let number = PREPARERS_FROM + number;
-            let actor = self.actor(number, PATIENT, Duration::ZERO);
+            let actor = self.actor(number, PATIENTLY, Duration::ZERO);
             let work = workload::prepare(actor, workload.kind.name(), workload.kind);
             self.world.spawn_client(number, work);
         }
@@ -351,7 +375,7 @@ impl Run {
                 continue;
             };
             for _ in 0..workload.clients {
-                let actor = self.actor(number, patience(workload.kind, number), workload.pause_max);
+                let actor = self.actor(number, manner(workload.kind, number), workload.pause_max);
                 let task = Task {
                     kind: workload.kind,
                     space: space.clone(),
@@ -413,7 +437,7 @@ impl Run {
                 let share = questions.iter().skip(auditor).step_by(AUDITORS);
                 let share: Vec<Question> = share.cloned().collect();
                 let number = AUDITORS_FROM + auditor;
-                let actor = self.actor(number, PATIENT, Duration::ZERO);
+                let actor = self.actor(number, PATIENTLY, Duration::ZERO);
                 let noted = Arc::clone(&unanswered);
                 self.world.spawn_client(number, async move {
                     let left = Box::pin(audit::ask(actor, share)).await;

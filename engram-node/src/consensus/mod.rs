@@ -13,13 +13,13 @@ mod damage;
 mod group;
 mod inspect;
 mod keys;
-mod log;
+pub mod log;
 mod membership;
 mod network;
 mod node;
 mod receive;
 mod recovery;
-mod runtime;
+pub mod runtime;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -36,7 +36,7 @@ use engram_core::types::{GroupId, NodeId};
 
 pub use compaction::{Compaction, LogMoment};
 pub use config::ConsensusConfig;
-pub use damage::RepairError;
+pub use damage::{Damages, RepairError};
 pub use inspect::{GroupStatus, LogEntryStatus};
 pub use membership::{ChangeError, Members};
 pub use node::Consensus;

@@ -207,20 +207,21 @@ impl Shared {
             *current = Some((meta.clone(), file.clone()));
             file
         };
-        let installing = GroupPosition {
-            installing: true,
-            ..GroupPosition::default()
-        };
-        if !planted!("install-not-marked") {
-            self.storage
-                .write(self.batch_at(&installing), Durability::Buffered)?;
-        }
-        let mut reader = self.snapshots.open(&file).map_err(file_error)?;
         let position = GroupPosition {
             applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
             installing: false,
         };
+        let begun = match planted!("installed-too-early") {
+            true => position.clone(),
+            false => GroupPosition {
+                installing: true,
+                ..GroupPosition::default()
+            },
+        };
+        self.storage
+            .write(self.batch_at(&begun), Durability::Buffered)?;
+        let mut reader = self.snapshots.open(&file).map_err(file_error)?;
         self.machine
             .install(&mut reader, self.batch_at(&position))?;
         self.snapshots

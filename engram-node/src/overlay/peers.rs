@@ -17,9 +17,9 @@ pub const QUIET_PERIOD: Duration = Duration::from_millis(2_000);
 /// How long a call may take; shorter where the one before failed and only hashes go there and back.
 pub const CALL_WAIT: Duration = Duration::from_millis(1_000);
 pub const PROBE_WAIT: Duration = Duration::from_millis(500);
-/// Pauses after failed calls.
+/// Pauses after failed calls. With [`PROBE_WAIT`], the longest of them is how late a heal may be seen.
 pub const BACK_OFF_MIN: Duration = Duration::from_millis(50);
-pub const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+pub const BACK_OFF_MAX: Duration = Duration::from_millis(250);
 
 /// What one other node is to this one.
 #[derive(Debug, Default)]
@@ -130,7 +130,7 @@ mod tests {
             pauses.push((due - now).as_millis());
             now = due;
         }
-        assert_eq!(pauses, [50, 100, 200, 400, 500, 500, 500]);
+        assert_eq!(pauses, [50, 100, 200, 250, 250, 250, 250]);
         peer.called(Asked::default());
         assert!(peer.answered().is_some());
         assert!(!peer.is_probed());

@@ -1,6 +1,6 @@
 //! `simulate mutants`: each planted bug must be caught, on a seed that passes without it.
 //!
-//! A seed is run in the small worlds of one partition first, then with a whole cluster. All bugs get
+//! A seed is run in the small worlds of one log and of one partition first, then with a whole cluster. All bugs get
 //! their first seed, then all that are left their second, and so on, so that the easy ones are known
 //! soon and all processors work on the hard ones in the end. Nothing here knows one bug from another:
 //! each seed is the seed of `simulate run`.
@@ -276,6 +276,7 @@ impl Clean {
 #[cfg(feature = "planted")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Where {
+    Logs,
     Replicas,
     Overlays,
     Cluster,
@@ -291,9 +292,12 @@ struct Ran {
 
 #[cfg(feature = "planted")]
 fn ran(world: Where, seed: u64, planted: Option<&'static str>) -> Ran {
-    use engram_simulation::{overlays, replicas};
+    use engram_simulation::{logs, overlays, replicas};
 
     match world {
+        Where::Logs => small(planted, "one log", || {
+            logs::run(logs::Setup::of(seed)).violations
+        }),
         Where::Replicas => small(planted, "replicas are equal", || {
             replicas::world::run(replicas::world::Setup::of(seed)).differences
         }),
@@ -352,7 +356,7 @@ fn attempt(name: &'static str, seed: u64, clean: &Clean) -> Tried {
         spoiled: false,
         took: Duration::ZERO,
     };
-    for world in [Where::Replicas, Where::Overlays, Where::Cluster] {
+    for world in [Where::Logs, Where::Replicas, Where::Overlays, Where::Cluster] {
         let ran = ran(world, seed, Some(name));
         tried.met |= ran.met;
         if ran.broken.is_some() {

@@ -4,7 +4,7 @@
 //! from the moment a write returns, as the seam promises. A machine that dies at a write is dead from
 //! that moment: its life ends inside the call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Error, ErrorKind, Result, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,17 +105,25 @@ impl Platter {
             false => Family::ALL[generator.random_range(0..Family::ALL.len())],
         };
         let mut keys = platters.store.keys_on_disk(family);
-        keys.retain(|key| !flip || key.len() == LOG_RECORD_KEY_BYTES);
+        if flip {
+            keys.retain(|key| key.len() == LOG_RECORD_KEY_BYTES);
+            // Each log alike: that of the cluster map is a short one.
+            let group = |key: &[u8]| key[..size_of::<u64>()].to_vec();
+            let groups: BTreeSet<Vec<u8>> = keys.iter().map(|key| group(key)).collect();
+            let chosen = generator.random_range(0..groups.len().max(1));
+            let chosen = groups.into_iter().nth(chosen).unwrap_or_default();
+            keys.retain(|key| key.starts_with(&chosen));
+        }
         if keys.is_empty() {
             return false;
         }
-        let mut at = generator.random_range(0..keys.len());
-        if flip && generator.random_bool(0.5) {
-            let group = keys[at][..size_of::<u64>()].to_vec();
-            let end = keys.iter().rposition(|key| key.starts_with(&group));
-            let back = generator.random_range(0..LOG_END_RECORDS);
-            at = end.unwrap_or(at).saturating_sub(back);
-        }
+        let at = match flip && generator.random_bool(0.5) {
+            true => {
+                let back = generator.random_range(1..=LOG_END_RECORDS);
+                keys.len().saturating_sub(back)
+            }
+            false => generator.random_range(0..keys.len()),
+        };
         let key = &keys[at];
         let value = platters.store.get(family, key).ok().flatten();
         let bits = value.map_or(0, |value| value.len() * 8);

@@ -150,18 +150,18 @@ impl State {
 
         let purged: Option<LogId> = mark.as_ref().map(|mark| mark.last.into());
         let first_chain = mark.map_or(CHAIN_START, |mark| mark.chain);
-        let (first, end, last) = match ends(group, storage)? {
-            Some((first, last)) => (first, last.id.index + 1, Some(last)),
-            None => (purged.next_index(), purged.next_index(), None),
+        let (first, last, last_chain) = match ends(group, storage, first_chain)? {
+            Some(ends) => (ends.first, Some(ends.last), ends.chain),
+            None => (purged.next_index(), purged, first_chain),
         };
         if purged.is_some() && first != purged.next_index() {
             let reason = format!("records begin at {first}, purged up to {purged:?}");
             return Err(corrupt(format!("log of group {group}"), reason));
         }
-        let end_id: Option<LogId> = last.as_ref().map(|last| last.id.into()).or(purged);
         // A hint beyond the end is of a log that has lost its end.
-        let committed = committed.map(LogId::from).filter(|_| end_id.is_some());
-        let committed = committed.min(end_id);
+        let committed = committed.map(LogId::from).filter(|_| last.is_some());
+        let committed = committed.min(last);
+        let end = last.next_index();
         Ok(Self {
             vote: vote.map(Into::into),
             committed,
@@ -170,8 +170,8 @@ impl State {
             first,
             end,
             first_chain,
-            last_chain: last.as_ref().map_or(first_chain, |last| last.chain),
-            last: end_id,
+            last_chain,
+            last,
             cache: BTreeMap::new(),
             cache_bytes: 0,
             durable_end: end,
@@ -235,28 +235,47 @@ impl State {
     }
 }
 
-/// First index and last record's header.
-fn ends(group: GroupId, storage: &dyn Storage) -> Result<Option<(u64, Header)>, StorageError> {
+/// What the records in the store say of a log.
+struct Ends {
+    first: u64,
+    last: LogId,
+    /// Checksum of the last one.
+    chain: u32,
+}
+
+/// The ends of a log whose first record chains to `first_chain`. The last record decides votes before
+/// anybody reads it, so it is verified.
+fn ends(
+    group: GroupId,
+    storage: &dyn Storage,
+    first_chain: u32,
+) -> Result<Option<Ends>, StorageError> {
     let (start, end) = (keys::record(group, 0), keys::records_end(group));
-    let what = || format!("log of group {group}");
-    let Some(first) = storage
-        .scan(Family::Log, &start, &end, Order::Ascending)
-        .next()
-    else {
+    let damaged = |reason| corrupt(format!("log of group {group}"), reason);
+    let mut oldest = storage.scan(Family::Log, &start, &end, Order::Ascending);
+    let Some(first) = oldest.next() else {
         return Ok(None);
     };
-    let first = keys::index_of(&first?.0).ok_or_else(|| corrupt(what(), "malformed key"))?;
-    let last = storage
-        .scan(Family::Log, &start, &end, Order::Descending)
-        .next();
-    let Some(last) = last.transpose()? else {
-        return Err(corrupt(what(), "it has a first record and no last one"));
+    let index_of = |key: &[u8]| keys::index_of(key).ok_or_else(|| damaged("malformed key"));
+    let first = index_of(&first?.0)?;
+    let mut newest = storage.scan(Family::Log, &start, &end, Order::Descending);
+    let Some((key, record)) = newest.next().transpose()? else {
+        return Err(damaged("it has a first record and no last one"));
     };
-    let header = Header::read(&last.1).ok_or_else(|| corrupt(what(), "malformed last record"))?;
-    if keys::index_of(&last.0) != Some(header.id.index) {
-        return Err(corrupt(what(), "the last record has another's key"));
-    }
-    Ok(Some((first, header)))
+    let previous = match newest.next().transpose()? {
+        Some((_, before)) => {
+            let header = Header::read(&before);
+            let header = header.ok_or_else(|| damaged("malformed record before the last"))?;
+            header.chain
+        }
+        None => first_chain,
+    };
+    let (last, chain) = record::decode(previous, index_of(&key)?, &record)?;
+    Ok(Some(Ends {
+        first,
+        last: last.log_id,
+        chain,
+    }))
 }
 
 impl Shared {

@@ -1,0 +1,77 @@
+use super::*;
+
+fn of(seed: u64) -> Report {
+    run(Setup::of(seed))
+}
+
+fn check(seeds: std::ops::Range<u64>) {
+    let mut all = Report::default();
+    for seed in seeds {
+        let report = of(seed);
+        assert!(report.violations.is_empty(), "seed {seed}: {report:#?}");
+        all.appended += report.appended;
+        all.cut += report.cut;
+        all.purged += report.purged;
+        all.votes += report.votes;
+        all.crashes += report.crashes;
+        all.crashes_within += report.crashes_within;
+        all.failed_syncs += report.failed_syncs;
+        all.damaged += report.damaged;
+        all.refused += report.refused;
+    }
+    // Schedules without these would prove nothing.
+    let counts = [
+        all.appended,
+        all.cut,
+        all.purged,
+        all.votes,
+        all.crashes,
+        all.crashes_within,
+        all.failed_syncs,
+        all.damaged,
+    ];
+    assert!(counts.iter().all(|count| *count > 0), "{all:?}");
+    assert_eq!(all.damaged, all.refused);
+}
+
+#[test]
+fn a_log_survives_crashes_and_tells_damage() {
+    check(0..60);
+}
+
+#[test]
+fn a_seed_decides_a_run() {
+    assert_eq!(of(3), of(3));
+    assert_ne!(of(3), of(4));
+}
+
+#[test]
+#[ignore = "long: part of make test-long"]
+fn a_log_survives_crashes_in_five_thousand_runs() {
+    check(0..5_000);
+}
+
+/// Seeds in which a planted bug must be found.
+#[cfg(feature = "planted")]
+const PLANTED_SEEDS: u64 = 20;
+
+/// Bugs of production code that this world is expected to find.
+#[cfg(feature = "planted")]
+#[test]
+fn planted_bugs_are_found() {
+    for name in [
+        "ack-before-fsync",
+        "failed-sync-acknowledged",
+        "log-chain-unchecked",
+        "purge-one-too-many",
+        "truncation-keeps-records",
+        "vote-before-fsync",
+    ] {
+        let _active = engram_core::planted::activate(name).expect("it is registered");
+        let broken = |seed| of(seed).violations.into_iter().next().map(|it| (seed, it));
+        let (seed, violation) = (0..PLANTED_SEEDS)
+            .find_map(broken)
+            .unwrap_or_else(|| panic!("{name} was not found"));
+        println!("{name}: seed {seed}: {violation}");
+    }
+}
