@@ -10,15 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engram_core::storage::{Batch, Family, Order, Storage, StorageError};
+use engram_core::storage::{Batch, Family, StorageError};
 use engram_core::types::{GroupId, NodeId};
 use engram_proto::peer::RaftLogEnd;
 use engram_proto::peer::raft_message::Body;
 use parking_lot::Mutex;
 
-use super::log::{Header, Mark};
-use super::runtime::LogId;
-use super::{Consensus, GroupSpec, Inner, StartError, keys, state};
+use super::{Consensus, GroupSpec, Inner, StartError, keys, log, state};
 
 /// How long a member may take to prove that it leads.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
@@ -140,7 +138,7 @@ impl Inner {
             // Who cannot tell whom it voted for must not come back under the same name.
             let vote = storage.get(Family::Log, &keys::vote(group));
             let vote = vote.map_err(|error| error.to_string())?;
-            if let Some(end) = last_readable(group, &*storage) {
+            if let Some(end) = log::last_verified(group, &*storage) {
                 // In memory, also when the file cannot be written.
                 marks.raise(group, end);
             }
@@ -158,14 +156,6 @@ impl Inner {
         settled.map_err(|poisoned| unreadable(poisoned.to_string()))?;
         self.seams.blocking(work).await.map_err(unreadable)
     }
-}
-
-/// The position of the last record that can be read, or of the purge mark.
-fn last_readable(group: GroupId, storage: &dyn Storage) -> Option<Mark> {
-    let (start, end) = (keys::record(group, 0), keys::records_end(group));
-    let mut records = storage.scan(Family::Log, &start, &end, Order::Descending);
-    let header = records.find_map(|record| Header::read(&record.ok()?.1));
-    header.map(|header| Mark::from(LogId::from(header.id)))
 }
 
 #[cfg(test)]

@@ -356,7 +356,12 @@ fn attempt(name: &'static str, seed: u64, clean: &Clean) -> Tried {
         spoiled: false,
         took: Duration::ZERO,
     };
-    for world in [Where::Logs, Where::Replicas, Where::Overlays, Where::Cluster] {
+    for world in [
+        Where::Logs,
+        Where::Replicas,
+        Where::Overlays,
+        Where::Cluster,
+    ] {
         let ran = ran(world, seed, Some(name));
         tried.met |= ran.met;
         if ran.broken.is_some() {

@@ -106,7 +106,10 @@ impl World {
     }
 
     /// The result of an operation, for which the disk works meanwhile, unless the machine dies.
-    async fn until<T>(&mut self, operation: impl Future<Output = io::Result<T>>) -> Result<T, Died> {
+    async fn until<T>(
+        &mut self,
+        operation: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, Died> {
         let mut operation = pin!(operation);
         loop {
             if let Some(result) = poll_once(operation.as_mut()) {
@@ -124,8 +127,8 @@ impl World {
     /// Notes what was reported durable.
     fn take_reports(&mut self) {
         let model = &mut self.model;
-        self.reports.retain_mut(|(operation, report)| {
-            match poll_once(Pin::new(report)) {
+        self.reports
+            .retain_mut(|(operation, report)| match poll_once(Pin::new(report)) {
                 None => true,
                 Some(result) => {
                     if matches!(result, Ok(Ok(()))) {
@@ -133,8 +136,7 @@ impl World {
                     }
                     false
                 }
-            }
-        });
+            });
     }
 
     // ---- what Raft does -------------------------------------------------------------------------
@@ -157,7 +159,9 @@ impl World {
         let count = self.rng.random_range(1..=4);
         let entries: Vec<Entry> = (from..from + count).map(|at| self.next_entry(at)).collect();
         let operation = self.model.begin(|content| {
-            let added = entries.iter().map(|entry| (entry.log_id.index, entry.clone()));
+            let added = entries
+                .iter()
+                .map(|entry| (entry.log_id.index, entry.clone()));
             content.entries.extend(added);
         });
         self.report.appended += entries.len();
@@ -198,7 +202,9 @@ impl World {
             Some(before) if before >= first => self.model.newest().entries.get(&before),
             _ => None,
         };
-        let last = last.map(|entry| entry.log_id).or(self.model.newest().purged);
+        let last = last
+            .map(|entry| entry.log_id)
+            .or(self.model.newest().purged);
         self.term += 1;
         let operation = self.model.begin(|content| {
             content.entries.retain(|index, _| *index < new_end);
@@ -288,7 +294,10 @@ impl World {
         };
         match content.last() == state.last_log_id {
             true => Ok(content),
-            false => Err(format!("the log ends at {:?}: {content:?}", state.last_log_id)),
+            false => Err(format!(
+                "the log ends at {:?}: {content:?}",
+                state.last_log_id
+            )),
         }
     }
 

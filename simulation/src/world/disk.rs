@@ -13,6 +13,7 @@ use engram_core::storage::{
     Batch, BatchOp, Damage, Durability, Family, MemoryStorage, Order, Reader, Records, Storage,
     StorageError,
 };
+use engram_core::types::GroupId;
 use engram_node::seams::{Disk, FileWriter};
 use parking_lot::Mutex;
 use rand::RngExt as _;
@@ -23,10 +24,8 @@ use super::trace::digest;
 
 /// Bytes of the key of a log entry: group, tag, index.
 const LOG_RECORD_KEY_BYTES: usize = 17;
-/// Bits of a log record before its payload.
-const LOG_HEADER_BITS: usize = 21 * 8;
 /// The records of a log that are likely to be read again.
-const LOG_END_RECORDS: usize = 8;
+const LOG_END_RECORDS: usize = 4;
 
 /// What is on the platters, and what is to go wrong.
 #[derive(Default)]
@@ -45,11 +44,20 @@ struct Platters {
     lasts: bool,
 }
 
+/// From when on the writes before a trap count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    Now,
+    /// When the next file of a snapshot or an index is whole.
+    AtFile,
+    /// When the next snapshot that came from another node is about to be installed.
+    AtInstallation,
+}
+
 /// The machine dies at a write.
 #[derive(Clone, Copy, Debug)]
 pub struct Trap {
-    /// Writes count from the end of the next file on.
-    pub from_file: bool,
+    pub begins: Begins,
     /// Writes before it.
     pub others: u32,
     /// Whether that write is done.
@@ -96,10 +104,11 @@ impl Platter {
     }
 
     /// One record reads wrong: a bit of a log entry, which only the log's own checksums show, or any
-    /// record altogether. A bit may stay wrong when the process is started again. Whether there was one.
-    pub fn damage(&self, generator: &mut StdRng) -> bool {
+    /// record altogether. A bit may stay wrong when the process is started again, and does where
+    /// nobody looks before (`at_rest`). Whether there was one.
+    pub fn damage(&self, generator: &mut StdRng, at_rest: bool) -> bool {
         let mut platters = self.0.lock();
-        let flip = generator.random_bool(0.6);
+        let flip = at_rest || generator.random_bool(0.6);
         let family = match flip {
             true => Family::Log,
             false => Family::ALL[generator.random_range(0..Family::ALL.len())],
@@ -107,11 +116,7 @@ impl Platter {
         let mut keys = platters.store.keys_on_disk(family);
         if flip {
             keys.retain(|key| key.len() == LOG_RECORD_KEY_BYTES);
-            // Each log alike: that of the cluster map is a short one.
-            let group = |key: &[u8]| key[..size_of::<u64>()].to_vec();
-            let groups: BTreeSet<Vec<u8>> = keys.iter().map(|key| group(key)).collect();
-            let chosen = generator.random_range(0..groups.len().max(1));
-            let chosen = groups.into_iter().nth(chosen).unwrap_or_default();
+            let chosen = draw_log(&keys, generator);
             keys.retain(|key| key.starts_with(&chosen));
         }
         if keys.is_empty() {
@@ -127,15 +132,14 @@ impl Platter {
         let key = &keys[at];
         let value = platters.store.get(family, key).ok().flatten();
         let bits = value.map_or(0, |value| value.len() * 8);
-        let damage = if flip && bits > LOG_HEADER_BITS {
-            Damage::FlippedBit(generator.random_range(LOG_HEADER_BITS..bits))
-        } else {
-            Damage::Unreadable
+        let damage = match flip && bits > 0 {
+            true => Damage::FlippedBit(generator.random_range(0..bits)),
+            false => Damage::Unreadable,
         };
         platters.spoiled = true;
         platters.damaged = true;
         platters.was_damaged = true;
-        platters.lasts = flip && generator.random_bool(0.5);
+        platters.lasts = flip && (at_rest || generator.random_bool(0.5));
         platters.store.damage(family, key, damage)
     }
 
@@ -178,6 +182,19 @@ impl Platter {
     }
 }
 
+/// The beginning of the keys of one log: each is as likely as another, however long it is, but for
+/// that of the cluster map, which is short and matters to all.
+fn draw_log(keys: &[Box<[u8]>], generator: &mut StdRng) -> Vec<u8> {
+    let map = GroupId::CONTROL.0.to_be_bytes().to_vec();
+    let group = |key: &[u8]| key[..size_of::<u64>()].to_vec();
+    let groups: BTreeSet<Vec<u8>> = keys.iter().map(|key| group(key)).collect();
+    if generator.random_bool(0.3) && groups.contains(&map) {
+        return map;
+    }
+    let chosen = generator.random_range(0..groups.len().max(1));
+    groups.into_iter().nth(chosen).unwrap_or_default()
+}
+
 impl Platters {
     fn heal(&mut self) {
         self.store.heal();
@@ -205,7 +222,30 @@ pub struct SimDisk {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Written {
     Records,
+    /// Of a snapshot or an index.
     File,
+    /// A snapshot that was received takes its place.
+    Received,
+    /// Any other file.
+    Note,
+}
+
+impl Written {
+    fn at(path: &Path) -> Self {
+        let directory = path.parent().and_then(Path::file_name);
+        match directory.and_then(|name| name.to_str()) {
+            Some("snapshots" | "staging" | "index") => Self::File,
+            _ => Self::Note,
+        }
+    }
+
+    fn begins(self, trap: Begins) -> bool {
+        match trap {
+            Begins::Now => true,
+            Begins::AtFile => matches!(self, Self::File | Self::Received),
+            Begins::AtInstallation => self == Self::Received,
+        }
+    }
 }
 
 /// What becomes of a write.
@@ -236,9 +276,11 @@ impl SimDisk {
         }
         match platters.trap {
             None => Fate::Done,
-            Some(trap) if trap.from_file => {
-                let from_file = what != Written::File;
-                platters.trap = Some(Trap { from_file, ..trap });
+            Some(trap) if trap.begins != Begins::Now => {
+                if what.begins(trap.begins) {
+                    let begins = Begins::Now;
+                    platters.trap = Some(Trap { begins, ..trap });
+                }
                 Fate::Done
             }
             Some(Trap {
@@ -261,8 +303,8 @@ impl SimDisk {
     }
 
     /// Whether a write of a file is to happen.
-    fn file_fate(&self) -> Result<()> {
-        match self.fate(Written::File) {
+    fn file_fate(&self, what: Written) -> Result<()> {
+        match self.fate(what) {
             Fate::Done | Fate::DoneAndDead => Ok(()),
             Fate::Lost => Err(Error::other("the machine is off")),
             Fate::Full => Err(Error::from(ErrorKind::StorageFull)),
@@ -296,7 +338,7 @@ impl Disk for SimDisk {
     }
 
     fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.file_fate()?;
+        self.file_fate(Written::at(path))?;
         self.event("file", path, bytes);
         let mut platters = self.platter.0.lock();
         platters.files.insert(path.to_owned(), bytes.into());
@@ -327,7 +369,7 @@ impl Disk for SimDisk {
     }
 
     fn rename_file(&self, from: &Path, to: &Path) -> Result<()> {
-        self.file_fate()?;
+        self.file_fate(Written::Received)?;
         let mut platters = self.platter.0.lock();
         let file = platters.files.remove(from);
         let file = file.ok_or_else(|| Error::from(ErrorKind::NotFound))?;

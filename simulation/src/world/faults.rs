@@ -11,13 +11,16 @@ use engram_node::control::ClusterMap;
 use engram_node::server::Server;
 
 use super::World;
-use super::disk::{Platter, Trap};
+use super::disk::{Begins, Platter, Trap};
 use super::network::{self, End};
 use super::node::{Node, place};
 use crate::plan::{CutOff, Fault, Host};
 
 /// The client of an operator: no workload's.
 const OPERATOR: usize = 60_001;
+
+/// Writes that install a small snapshot.
+const INSTALLATION_WRITES: u32 = 5;
 
 /// How long a move takes to begin.
 const MOVE_BEGINS: Duration = Duration::from_millis(300);
@@ -121,7 +124,7 @@ impl World {
             } => self.set_trap(
                 host,
                 Trap {
-                    from_file: false,
+                    begins: Begins::Now,
                     others: writes,
                     after,
                 },
@@ -132,15 +135,21 @@ impl World {
                 writes,
                 after,
                 down,
-            } => self.set_trap(
-                host,
-                Trap {
-                    from_file: true,
-                    others: writes,
-                    after,
-                },
-                down,
-            ),
+            } => {
+                let (begins, others) = match self.coin() {
+                    true => (Begins::AtFile, writes),
+                    false => (Begins::AtInstallation, writes % INSTALLATION_WRITES),
+                };
+                self.set_trap(
+                    host,
+                    Trap {
+                        begins,
+                        others,
+                        after,
+                    },
+                    down,
+                )
+            }
             Fault::Restart { host, down } => {
                 let stopping = self.node_mut(host).is_some_and(|node| node.stop(now));
                 if stopping {
@@ -215,7 +224,16 @@ impl World {
                 if others.any(|(_, node)| node.platter.is_damaged()) {
                     return false;
                 }
-                self.harm_disk(host, down, |disk| disk.damage(&mut generator))
+                if self.coin() {
+                    return self.harm_disk(host, down, |disk| disk.damage(&mut generator, false));
+                }
+                if !self.is_up(host) {
+                    return false;
+                }
+                // While the process is down: what it finds when it starts.
+                self.crash_node(host, End::Process);
+                self.schedule(now + down, Action::Start(host));
+                self.nodes[host.0].platter.damage(&mut generator, true)
             }
             Fault::ClockJump { host, millis } => {
                 let node = self.nodes.get(host.0);

@@ -15,6 +15,7 @@ mod tests;
 mod writer;
 
 pub use marks::{Mark, Marks};
+pub use reader::last_verified;
 pub use record::Header;
 pub use store::LogStore;
 pub use writer::{LogWriter, Poisoned};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use engram_core::storage::{
-    Batch, Durability, Family, MemoryStorage, RocksOptions, RocksStorage, Storage,
+    Batch, Damage, Durability, Family, MemoryStorage, RocksOptions, RocksStorage, Storage,
 };
 use engram_core::types::GroupId;
 use openraft::storage::{IOFlushed, RaftLogStorage as _};
@@ -16,7 +16,7 @@ use openraft::{RaftLogReader as _, StorageError};
 use proptest::prelude::*;
 
 use super::record::{self, CHAIN_START};
-use super::{LogStore, LogWriter, Marks};
+use super::{LogStore, LogWriter, Marks, last_verified};
 use crate::consensus::MachineFactory as _;
 use crate::consensus::damage::Damages;
 use crate::consensus::keys;
@@ -159,6 +159,25 @@ async fn a_damaged_or_missing_record_is_an_error_and_never_skipped() {
     storage.write(batch, Durability::Sync).unwrap();
     let error = log.try_get_log_entries(0..10).await.unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_damaged_record_says_of_itself_is_not_believed() {
+    let (memory, storage) = memory();
+    let mut log = open(&storage);
+    append(&mut log, 0..10).await.unwrap();
+    assert_eq!(last_verified(GROUP, &*storage), Some(log_id(9).into()));
+    // A bit of the term.
+    memory.damage(Family::Log, &keys::record(GROUP, 9), Damage::FlippedBit(42));
+    assert_eq!(last_verified(GROUP, &*storage), Some(log_id(8).into()));
+    let seams = seams();
+    let nowhere = tempfile::tempdir().unwrap();
+    let marks = Marks::open(&seams, nowhere.path(), false);
+    let writer = LogWriter::start(&seams, Arc::clone(&storage), marks);
+    let (sizes, damages) = ((1 << 16, 1 << 16), Damages::default());
+    let opened = LogStore::open(GROUP, &seams, storage, writer, sizes, damages);
+    let error = opened.err().expect("its end is not known");
+    assert!(error.to_string().contains("log record 9"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
