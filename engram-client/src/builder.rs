@@ -107,8 +107,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Retries that all calls of this client together may have open: each takes one, and two
-    /// successes earn one back. With 0 every call is one attempt. Default 256.
+    /// Retries that the calls of this client together may make before they earn new ones: two
+    /// successes earn one. With 0 every call is one attempt; imports go by their own limit. Default 256.
     pub fn retry_budget(mut self, retries: u32) -> Self {
         self.retries = retries;
         self

@@ -179,6 +179,11 @@ pub const REGISTRY: &[Bug] = &[
         "session reads: they go back",
     ),
     bug(
+        "short-log-believed",
+        "a replica that lost the end of its log takes the members that its log names for all there are",
+        "one primary, no panic: the founder, brought back to its first entries, elects itself alone",
+    ),
+    bug(
         "snapshot-keeps-old-records",
         "a snapshot is installed over the records that it should replace",
         "equal digests from records: what was forgotten meanwhile is still there",

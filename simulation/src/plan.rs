@@ -101,8 +101,8 @@ pub enum Fault {
         after: bool,
         down: Duration,
     },
-    /// As `Crash`, at the disk's `writes`-th write after the next file that is finished: in the
-    /// middle of writing a snapshot, or of installing one.
+    /// As `Crash`, at the disk's `writes`-th write after the next file of a snapshot or an index, or
+    /// (half of them) soon after the installation of a snapshot has begun.
     CrashAtFile {
         host: Host,
         writes: u32,
@@ -146,7 +146,8 @@ pub enum Fault {
     FullDisk { host: Host, down: Duration },
     /// The next sync fails; the node is started again after `down`.
     FailedSync { host: Host, down: Duration },
-    /// One stored record reads wrong, or not at all, until the node is started again, after `down`.
+    /// One stored record reads wrong, or not at all, until the node is started again, after `down`, or
+    /// for good; or it does so from then on, the node having been down for as long.
     CorruptRecord { host: Host, down: Duration },
     /// The wall clock jumps by this many milliseconds.
     ClockJump { host: Host, millis: i64 },

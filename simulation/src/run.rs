@@ -186,8 +186,8 @@ const PATIENTLY: Manner = Manner {
 };
 
 /// Some clients give up while others still try. Changes of edges fall back to one replica then, in the
-/// middle of a cut and not after it. Of the others, the hasty ones try nothing twice: a library that
-/// asks again finds out what a node did not know.
+/// middle of a cut and not after it. Of the others, the hasty ones take a node at its first
+/// word where they go through any: a library that asks again finds out what that node did not know.
 fn manner(kind: WorkloadKind, number: usize) -> Manner {
     let edges = kind == WorkloadKind::Edges;
     let is_hasty = match edges {

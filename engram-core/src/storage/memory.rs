@@ -234,6 +234,12 @@ impl MemoryStorage {
         self.live.write().damaged = Arc::default();
     }
 
+    /// Whether a record reads wrong: one that was written again, or deleted, does not.
+    #[must_use]
+    pub fn reads_wrong(&self) -> bool {
+        !self.live.read().damaged.is_empty() || !self.durable.lock().synced.damaged.is_empty()
+    }
+
     /// The keys of a family on disk, for a choice of what to damage.
     #[must_use]
     pub fn keys_on_disk(&self, family: Family) -> Vec<Box<[u8]>> {

@@ -77,7 +77,7 @@ impl Consensus {
     }
 
     /// Deletes what a damaged replica has, but for its vote and its mark, and starts it empty: the
-    /// others bring it back. `spec` names all members that there may be.
+    /// others bring it back.
     ///
     /// # Errors
     /// See [`RepairError`]; nothing was deleted when no leader was found.
@@ -113,7 +113,7 @@ impl Inner {
     /// Asks the other members until one has proved that it leads.
     async fn find_leader(&self, spec: &GroupSpec) -> Result<NodeId, RepairError> {
         let group = spec.group;
-        for (node, address) in &spec.voters {
+        for (node, address) in &spec.hosts {
             if *node == self.config.node {
                 continue;
             }
@@ -138,7 +138,8 @@ impl Inner {
             // Who cannot tell whom it voted for must not come back under the same name.
             let vote = storage.get(Family::Log, &keys::vote(group));
             let vote = vote.map_err(|error| error.to_string())?;
-            if let Some(end) = log::last_verified(group, &*storage) {
+            let end = log::furthest_end(group, &*storage);
+            if let Some(end) = end.map_err(|error| error.to_string())? {
                 // In memory, also when the file cannot be written.
                 marks.raise(group, end);
             }

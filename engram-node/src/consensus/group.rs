@@ -35,8 +35,8 @@ type WriteError = RaftError<Types, ClientWriteError<Types>>;
 pub struct Group {
     pub id: GroupId,
     pub raft: Raft,
-    /// Who began the group.
-    pub founders: BTreeSet<NodeId>,
+    /// Who could be its members when it was started here, as far as the cluster map told.
+    pub hosts: BTreeSet<NodeId>,
     /// What the replica has to go through when its log has lost its end.
     pub recovery: Option<Recovery>,
     /// A member that has not answered for longer is not counted on.
@@ -53,7 +53,7 @@ pub struct Group {
 
 /// What is known of a replica when it is opened.
 pub struct Opened {
-    pub founders: BTreeSet<NodeId>,
+    pub hosts: BTreeSet<NodeId>,
     pub recovery: Option<Recovery>,
     pub gone: oneshot::Receiver<()>,
 }
@@ -77,14 +77,14 @@ impl Group {
         config: &ConsensusConfig,
     ) -> Self {
         let Opened {
-            founders,
+            hosts,
             recovery,
             gone,
         } = opened;
         Self {
             id,
             raft,
-            founders,
+            hosts,
             recovery,
             heard_within: config.election_max,
             log,

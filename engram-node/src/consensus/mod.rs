@@ -48,10 +48,12 @@ pub use tokio_rt::seed_this_thread;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupSpec {
     pub group: GroupId,
-    /// Voters and their peer addresses.
+    /// The first members and their peer addresses.
     pub voters: BTreeMap<NodeId, String>,
     /// Whether this node writes the first membership entry when the group is pristine here.
     pub bootstrap: bool,
+    /// All nodes that may be members now, as far as the cluster map tells, and their peer addresses.
+    pub hosts: BTreeMap<NodeId, String>,
 }
 
 /// Who leads a group, as far as this node knows.

@@ -342,7 +342,7 @@ impl Inner {
             .check()
             .map_err(|poisoned| storage_error(poisoned.to_string()))?;
         let (log, machine, gone) = self.open_state(group).await.map_err(storage_error)?;
-        for (node, address) in &spec.voters {
+        for (node, address) in spec.voters.iter().chain(&spec.hosts) {
             self.links.peers().suggest_address(*node, address);
         }
         let last = log.last().map(Into::into);
@@ -370,7 +370,7 @@ impl Inner {
             bootstrap(&raft, spec).await?;
         }
         let opened = Opened {
-            founders: spec.voters.keys().copied().collect(),
+            hosts: spec.hosts.keys().copied().collect(),
             recovery,
             gone,
         };

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use engram_core::planted;
 use engram_core::types::NodeId;
 use engram_proto::peer::RaftLogEnd;
 use engram_proto::peer::raft_message::Body;
@@ -39,6 +40,8 @@ pub struct Recovery {
 struct State {
     /// What the others have said of their logs' ends; `None` of an empty one.
     told: BTreeMap<NodeId, Option<Mark>>,
+    /// Who has sent entries before it knew.
+    refused: BTreeSet<NodeId>,
     /// Once all other voters have told: the furthest of them.
     floor: Option<Option<Mark>>,
     /// The log has reached its mark again.
@@ -59,10 +62,15 @@ impl Recovery {
         self.mark
     }
 
-    /// Whether entries may be taken from a node: it knows that this log went back.
+    /// Whether entries may be taken from a node: it knows that this log went back. If not, it will be
+    /// told, whoever it is: a map that is behind may not name it.
     pub fn admits_entries(&self, from: NodeId) -> bool {
-        let state = self.state.lock();
-        state.over || state.told.contains_key(&from)
+        let mut state = self.state.lock();
+        let admitted = state.over || state.told.contains_key(&from);
+        if !admitted {
+            state.refused.insert(from);
+        }
+        admitted
     }
 
     /// Whether a candidate whose log ends at `last` may get this replica's vote.
@@ -80,8 +88,8 @@ impl Recovery {
         self.state.lock().told.insert(node, last);
     }
 
-    /// Looks again: `others` are the other voters, or nobody when the members are not known, and
-    /// `last` is where the log ends now. True when the recovery is over.
+    /// Looks again: `others` are all other members that there may be, or `None` while the log names
+    /// none, and `last` is where the log ends now. True when the recovery is over.
     pub fn look(&self, others: Option<&BTreeSet<NodeId>>, last: Option<Mark>) -> bool {
         let mut state = self.state.lock();
         state.over |= last >= Some(self.mark);
@@ -94,11 +102,28 @@ impl Recovery {
         state.over
     }
 
+    /// Who has to be told: of `others`, and of those that sent entries.
     fn silent(&self, others: &BTreeSet<NodeId>) -> Vec<NodeId> {
         let state = self.state.lock();
         let silent = |node: &&NodeId| !state.told.contains_key(node);
-        others.iter().filter(silent).copied().collect()
+        let all = others.union(&state.refused);
+        all.filter(silent).copied().collect()
     }
+}
+
+/// All that may have what a short log has lost: its own members, and those that the cluster map names.
+/// The log may have lost the entry that made it one of many, and must not go by itself alone.
+fn others(
+    voters: &BTreeSet<NodeId>,
+    on_the_map: &BTreeSet<NodeId>,
+    local: NodeId,
+) -> BTreeSet<NodeId> {
+    let mut others = voters.clone();
+    if !planted!("short-log-believed") {
+        others.extend(on_the_map);
+    }
+    others.remove(&local);
+    others
 }
 
 impl Inner {
@@ -116,22 +141,13 @@ impl Inner {
                 return;
             }
             let voters = group.voters();
-            let members: BTreeSet<NodeId> = voters
-                .iter()
-                .chain(&group.founders)
-                .copied()
-                .filter(|node| *node != self.config.node)
-                .collect();
+            let members = others(&voters, &group.hosts, self.config.node);
             for node in recovery.silent(&members) {
                 self.announce(&group, recovery, node).await;
             }
-            let others = (!voters.is_empty()).then(|| {
-                let mut others = voters;
-                others.remove(&self.config.node);
-                others
-            });
             let last = group.log_end();
-            if recovery.look(others.as_ref(), last) {
+            let others = (!voters.is_empty()).then_some(&members);
+            if recovery.look(others, last) {
                 break;
             }
             if !campaigns && recovery.may_campaign(last) {
@@ -210,6 +226,16 @@ mod tests {
     }
 
     #[test]
+    fn a_founder_that_has_its_first_entries_again_is_not_alone() {
+        let first_members = nodes(&[1]);
+        let others = others(&first_members, &nodes(&[1, 2, 3]), NodeId(1));
+        assert_eq!(others, nodes(&[2, 3]));
+        let recovery = short();
+        assert!(!recovery.look(Some(&others), at(5)));
+        assert!(!recovery.may_campaign(at(5)));
+    }
+
+    #[test]
     fn who_has_lost_no_more_than_the_others_goes_on() {
         let recovery = short();
         recovery.told(NodeId(2), at(5));
@@ -219,6 +245,16 @@ mod tests {
         let recovery = short();
         assert!(!recovery.look(Some(&nodes(&[])), at(5)));
         assert!(recovery.may_campaign(at(5)));
+    }
+
+    #[test]
+    fn who_sends_entries_is_told_whoever_it_is() {
+        let recovery = short();
+        assert!(!recovery.admits_entries(NodeId(9)));
+        assert_eq!(recovery.silent(&nodes(&[2])), [NodeId(2), NodeId(9)]);
+        recovery.told(NodeId(9), at(7));
+        assert!(recovery.admits_entries(NodeId(9)));
+        assert_eq!(recovery.silent(&nodes(&[2])), [NodeId(2)]);
     }
 
     #[test]

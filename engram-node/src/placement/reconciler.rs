@@ -85,7 +85,7 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
         if running.damaged.contains(&group.id) {
             // Alone there is nobody who could bring it back.
             if group.hosts().len() > 1 {
-                steps.push(Step::Repair(hosts_spec(map, group)));
+                steps.push(Step::Repair(spec(map, group, false)));
             }
             continue;
         }
@@ -143,19 +143,7 @@ fn spec(map: &ClusterMap, group: &GroupRecord, bootstrap: bool) -> GroupSpec {
         group: group.id,
         voters: group.founders.iter().filter_map(address).collect(),
         bootstrap,
-    }
-}
-
-/// A group with all that may be its members now.
-fn hosts_spec(map: &ClusterMap, group: &GroupRecord) -> GroupSpec {
-    let address = |node: &NodeId| {
-        let record = map.nodes.get(node)?;
-        Some((*node, record.peer_address.clone()))
-    };
-    GroupSpec {
-        group: group.id,
-        voters: group.hosts().iter().filter_map(address).collect(),
-        bootstrap: false,
+        hosts: group.hosts().iter().filter_map(address).collect(),
     }
 }
 
@@ -165,8 +153,9 @@ pub fn control_spec(map: &ClusterMap) -> GroupSpec {
     let nodes = map.nodes.values();
     GroupSpec {
         group: GroupId::CONTROL,
-        voters: nodes.map(|it| (it.id, it.peer_address.clone())).collect(),
+        voters: BTreeMap::new(),
         bootstrap: false,
+        hosts: nodes.map(|it| (it.id, it.peer_address.clone())).collect(),
     }
 }
 
@@ -558,7 +547,7 @@ mod tests {
         let mut map = map();
         assert_eq!(
             steps(&map, ME, &at),
-            [Step::Repair(hosts_spec(&map, &map.groups[&GroupId(1)]))],
+            [Step::Repair(spec(&map, &map.groups[&GroupId(1)], false))],
             "group 3 has no other replica"
         );
         at.damaged = BTreeSet::from([GroupId::CONTROL]);

@@ -291,12 +291,8 @@ impl Parts {
         self.seams.spawn("http-port", served);
     }
 
-    /// Starts the control group, and writes its first entry where this node founds the cluster.
-    /// Where its records are damaged, it begins anew once another node has proved that it leads.
-    async fn start_control_group(&self, core: &Core) -> Result<(), ServerError> {
-        let Core {
-            consensus, plane, ..
-        } = core;
+    /// The control group as it is before this node has ever had a map.
+    fn first_spec(&self) -> GroupSpec {
         let ClusterMember { node, founder, .. } = self.member();
         let voters = if founder {
             BTreeMap::from([(node, self.description.peer_address.clone())])
@@ -304,16 +300,30 @@ impl Parts {
             // They come with the log: the leader adds this node.
             BTreeMap::new()
         };
-        let spec = GroupSpec {
+        GroupSpec {
             group: GroupId::CONTROL,
+            hosts: voters.clone(),
             voters,
             bootstrap: founder,
+        }
+    }
+
+    /// Starts the control group, and writes its first entry where this node founds the cluster.
+    /// Where its records are damaged, it begins anew once another node has proved that it leads.
+    async fn start_control_group(&self, core: &Core) -> Result<(), ServerError> {
+        let Core {
+            consensus, plane, ..
+        } = core;
+        let known = control_spec(&plane.map());
+        let spec = match known.hosts.is_empty() {
+            true => self.first_spec(),
+            // A replica that began anew has a map and no members: these are whom it tells so.
+            false => known.clone(),
         };
         let Err(error) = consensus.start_group(&spec).await else {
             return Ok(());
         };
-        let known = control_spec(&plane.map());
-        if !consensus.damaged().contains(&spec.group) || known.voters.len() < 2 {
+        if !consensus.damaged().contains(&spec.group) || known.hosts.len() < 2 {
             return Err(error.into());
         }
         tracing::error!(%error, "the control group's records are damaged: asking the other nodes");

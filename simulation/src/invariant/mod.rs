@@ -7,7 +7,7 @@
 //! Each file has a test with an input that breaks its invariant: a checker that cannot fail is a
 //! defect.
 
-mod acknowledged;
+pub(crate) mod acknowledged;
 mod committed;
 mod digests;
 mod edges;

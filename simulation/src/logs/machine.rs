@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 pub const GROUP: GroupId = GroupId(3);
 /// So few entries stay decoded that most reads go to the store.
 const CACHE_BYTES: usize = 256;
+/// One message takes any log.
 const MESSAGE_BYTES: usize = 1 << 16;
 
 type Work = Box<dyn FnOnce() + Send>;

@@ -22,11 +22,14 @@ pub struct Setup {
     pub steps: usize,
 }
 
+/// Enough for some dozens of crashes.
+const STEPS: usize = 400;
+
 impl Setup {
     /// The run of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
-        Self { seed, steps: 400 }
+        Self { seed, steps: STEPS }
     }
 }
 
@@ -40,10 +43,12 @@ pub struct Report {
     pub crashes: usize,
     /// Crashes while an operation waited for the disk.
     pub crashes_within: usize,
+    /// Operations that a failed sync ended.
     pub failed_syncs: usize,
     pub damaged: usize,
-    /// Reads and starts that said that a record reads wrong.
-    pub refused: usize,
+    /// Starts, and reads after one, that said that a record reads wrong.
+    pub refused_at_start: usize,
+    pub refused_when_read: usize,
     /// What does not hold.
     pub violations: Vec<String>,
 }

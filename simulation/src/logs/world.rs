@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use engram_core::storage::{Damage, Family, MemoryStorage, Reader as _};
+use engram_core::storage::{Damage, Family, MemoryStorage, Reader as _, StorageError};
 use engram_node::consensus::runtime::{
     Command, CommittedLeaderId, Entry, LogId, Payload, Types, Vote,
 };
@@ -23,6 +23,10 @@ use super::model::{Content, Model};
 
 /// Bytes of the key of a log entry.
 const RECORD_KEY_BYTES: usize = 17;
+/// Greatest content of an entry: a few of them fill what stays decoded.
+const CONTENT_BYTES: usize = 60;
+/// Indexes that a snapshot is ahead of a log that it replaces.
+const AHEAD: u64 = 3;
 /// Chance of a crash before each piece of work that an operation waits for.
 const CRASH_WITHIN: f64 = 0.03;
 /// So often tasks get a turn before the disk does.
@@ -32,10 +36,14 @@ const TURNS: usize = 4;
 type Reports = Vec<(usize, OneshotReceiverOf<Types, io::Result<()>>)>;
 
 pub struct World {
+    /// A sync fails, or has failed: errors are to be expected until the next start.
+    fails: bool,
     rng: StdRng,
     storage: MemoryStorage,
     machine: Machine,
     model: Model,
+    /// What the log was last told to be committed.
+    committed: Option<LogId>,
     reports: Reports,
     term: u64,
     pub report: Report,
@@ -43,6 +51,20 @@ pub struct World {
 
 /// The machine died, or its disk failed, before an operation was through.
 struct Died;
+
+/// What a process says of a log with a record that reads wrong.
+#[derive(Debug)]
+enum Damaged {
+    AtStart,
+    WhenRead,
+    /// Anything but that it is damaged.
+    Unsaid(String),
+}
+
+fn is_corrupt(error: &io::Error) -> bool {
+    let source = error.get_ref().and_then(|source| source.downcast_ref());
+    matches!(source, Some(StorageError::Corrupt { .. }))
+}
 
 /// What a future has to say now.
 fn poll_once<T>(future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
@@ -63,10 +85,12 @@ impl World {
         let storage = MemoryStorage::new();
         let machine = Machine::start(&storage);
         Self {
+            fails: false,
             rng: StdRng::seed_from_u64(seed),
             machine: machine.unwrap_or_else(|error| panic!("an empty log: {error}")),
             storage,
             model: Model::of(Content::default()),
+            committed: None,
             reports: Vec::new(),
             term: 1,
             report: Report::default(),
@@ -76,10 +100,11 @@ impl World {
     pub async fn step(&mut self) {
         let done = match self.rng.random_range(0..100) {
             0..=34 => self.append().await,
-            35..=59 => {
-                self.machine.work();
+            35..=57 => {
+                self.work().await;
                 Ok(())
             }
+            58..=59 => self.note_committed().await,
             60..=69 => self.read().await,
             70..=77 => self.vote().await,
             78..=83 => self.cut().await,
@@ -88,7 +113,7 @@ impl World {
             93 => {
                 let visible = self.rng.random_bool(0.5);
                 self.storage.fail_next_sync(visible);
-                self.report.failed_syncs += 1;
+                self.fails = true;
                 Ok(())
             }
             _ => self.damage().await,
@@ -112,8 +137,17 @@ impl World {
     ) -> Result<T, Died> {
         let mut operation = pin!(operation);
         loop {
-            if let Some(result) = poll_once(operation.as_mut()) {
-                return result.map_err(|_| Died);
+            match poll_once(operation.as_mut()) {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) => {
+                    if self.fails {
+                        self.report.failed_syncs += 1;
+                    } else {
+                        self.violation(format!("with a disk that works: {error}"));
+                    }
+                    return Err(Died);
+                }
+                None => {}
             }
             if self.rng.random_bool(CRASH_WITHIN) {
                 self.report.crashes_within += 1;
@@ -121,6 +155,19 @@ impl World {
             }
             self.machine.work();
             turns().await;
+        }
+    }
+
+    /// The disk does something; where there is nothing to do, all reports were made.
+    async fn work(&mut self) {
+        if self.machine.work() {
+            return;
+        }
+        turns().await;
+        self.take_reports();
+        if !self.machine.work() && !self.reports.is_empty() && !self.fails {
+            let open: Vec<usize> = self.reports.iter().map(|(number, _)| *number).collect();
+            self.violation(format!("the disk is idle and nothing is said of {open:?}"));
         }
     }
 
@@ -142,7 +189,7 @@ impl World {
     // ---- what Raft does -------------------------------------------------------------------------
 
     fn next_entry(&mut self, index: u64) -> Entry {
-        let mut bytes = vec![0; self.rng.random_range(0..60)];
+        let mut bytes = vec![0; self.rng.random_range(0..CONTENT_BYTES)];
         self.rng.fill_bytes(&mut bytes);
         let payload = match self.rng.random_bool(0.1) {
             true => Payload::Blank,
@@ -192,19 +239,18 @@ impl World {
     /// A later leader's entries are others.
     async fn cut(&mut self) -> Result<(), Died> {
         let content = self.model.newest();
-        let first = content.purged.map_or(0, |purged| purged.index + 1);
+        let after = |id: Option<LogId>| id.map_or(0, |id| id.index + 1);
+        // What is committed stays.
+        let first = after(content.purged).max(after(self.committed));
         let end = content.next_index();
-        if first == end {
+        if first >= end {
             return Ok(());
         }
         let new_end = self.rng.random_range(first..end);
-        let last = match new_end.checked_sub(1) {
-            Some(before) if before >= first => self.model.newest().entries.get(&before),
-            _ => None,
-        };
-        let last = last
-            .map(|entry| entry.log_id)
-            .or(self.model.newest().purged);
+        let content = self.model.newest();
+        let before = new_end.checked_sub(1);
+        let last = before.and_then(|before| content.entries.get(&before));
+        let last = last.map(|entry| entry.log_id).or(content.purged);
         self.term += 1;
         let operation = self.model.begin(|content| {
             content.entries.retain(|index, _| *index < new_end);
@@ -222,7 +268,7 @@ impl World {
         let end = content.next_index();
         let beyond = self.rng.random_bool(0.1);
         let upto = match content.entries.first_key_value() {
-            _ if beyond => LogId::new(CommittedLeaderId::new(self.term), end + 2),
+            _ if beyond => LogId::new(CommittedLeaderId::new(self.term), end + AHEAD),
             Some((first, _)) => {
                 let at = self.rng.random_range(*first..end);
                 content.entries[&at].log_id
@@ -236,6 +282,15 @@ impl World {
         self.report.purged += 1;
         let mut log = self.machine.log.clone();
         self.until(async { log.purge(upto).await }).await
+    }
+
+    /// A hint, which travels with other writes.
+    async fn note_committed(&mut self) -> Result<(), Died> {
+        let committed = self.model.newest().last();
+        self.committed = committed;
+        let mut log = self.machine.log.clone();
+        self.until(async { log.save_committed(committed).await })
+            .await
     }
 
     async fn read(&mut self) -> Result<(), Died> {
@@ -252,53 +307,59 @@ impl World {
         Ok(())
     }
 
+    /// What the log says of itself without reading its entries.
     async fn ask_ends(&mut self) {
-        let state = self.machine.log.get_log_state().await;
-        let Ok(state) = state else { return };
+        let mut log = self.machine.log.clone();
+        let (state, committed) = (log.get_log_state().await, log.read_committed().await);
+        let (state, committed) = match (state, committed) {
+            (Ok(state), Ok(committed)) => (state, committed),
+            told => return self.violation(format!("the log says nothing of itself: {told:?}")),
+        };
         let content = self.model.newest();
-        let expected = (content.purged, content.last());
-        let said = (state.last_purged_log_id, state.last_log_id);
+        let expected = (content.purged, content.last(), content.vote);
+        let said = (
+            state.last_purged_log_id,
+            state.last_log_id,
+            self.machine.log.saved_vote(),
+        );
         if said != expected {
-            self.violation(format!("the log ends at {said:?}, not at {expected:?}"));
+            self.violation(format!("the log is {said:?}, not {expected:?}"));
+        }
+        if committed > state.last_log_id {
+            self.violation(format!(
+                "{committed:?} is committed, of {:?}",
+                state.last_log_id
+            ));
         }
     }
 
     // ---- what happens to it ---------------------------------------------------------------------
 
-    fn start(&mut self) -> Result<(), String> {
-        let machine = Machine::start(&self.storage).map_err(|error| error.to_string())?;
+    fn start(&mut self) -> Result<(), StorageError> {
+        let machine = Machine::start(&self.storage)?;
         std::mem::replace(&mut self.machine, machine).end();
+        self.fails = false;
         Ok(())
     }
 
     /// All that a process that has just started finds, read whole.
-    async fn content(&mut self) -> Result<Content, String> {
+    async fn content(&mut self) -> io::Result<Content> {
         let mut log = self.machine.log.clone();
-        let state = log.get_log_state().await;
-        let state = state.map_err(|error| error.to_string())?;
+        let state = log.get_log_state().await?;
         let mut entries = pin!(async { log.try_get_log_entries(0..u64::MAX).await });
         let entries = loop {
             if let Some(entries) = poll_once(entries.as_mut()) {
-                break entries.map_err(|error| error.to_string())?;
+                break entries?;
             }
             self.machine.work();
             turns().await;
         };
-        let content = Content {
+        let numbered = entries.into_iter().map(|it| (it.log_id.index, it));
+        Ok(Content {
             vote: self.machine.log.saved_vote(),
             purged: state.last_purged_log_id,
-            entries: entries
-                .into_iter()
-                .map(|entry| (entry.log_id.index, entry))
-                .collect(),
-        };
-        match content.last() == state.last_log_id {
-            true => Ok(content),
-            false => Err(format!(
-                "the log ends at {:?}: {content:?}",
-                state.last_log_id
-            )),
-        }
+            entries: numbered.collect(),
+        })
     }
 
     async fn crash(&mut self) {
@@ -307,11 +368,15 @@ impl World {
         self.reports.clear();
         self.report.crashes += 1;
         let found = match self.start() {
-            Ok(()) => self.content().await,
-            Err(error) => Err(error),
+            Ok(()) => self.content().await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         };
         match found {
-            Ok(found) if self.model.allows(&found) => self.model = Model::of(found),
+            Ok(found) if self.model.allows(&found) => {
+                self.committed = self.committed.min(found.last());
+                self.model = Model::of(found);
+                self.ask_ends().await;
+            }
             Ok(found) => {
                 let model = &self.model;
                 let what = format!("after a crash the log holds {found:?}; allowed: {model:?}");
@@ -338,15 +403,11 @@ impl World {
         };
         self.storage.damage(Family::Log, key, damage);
         self.report.damaged += 1;
-        let seen = match self.start() {
-            Ok(()) => self.content().await,
-            Err(error) => Err(error),
-        };
-        match seen {
-            Err(_) => self.report.refused += 1,
-            Ok(seen) => {
-                let what = format!("{damage:?} in record {key:?} is read as {seen:?}");
-                self.violation(what);
+        match self.look_at_damage().await {
+            Damaged::AtStart => self.report.refused_at_start += 1,
+            Damaged::WhenRead => self.report.refused_when_read += 1,
+            Damaged::Unsaid(what) => {
+                self.violation(format!("{damage:?} in record {key:?}: {what}"));
             }
         }
         self.storage.heal();
@@ -354,5 +415,20 @@ impl World {
             self.violation(format!("after a repair: {error}"));
         }
         Ok(())
+    }
+
+    async fn look_at_damage(&mut self) -> Damaged {
+        match self.start() {
+            Ok(()) => {}
+            Err(StorageError::Corrupt { .. }) => return Damaged::AtStart,
+            Err(error) => return Damaged::Unsaid(error.to_string()),
+        }
+        // It may not know yet, but what it says until then must be right.
+        self.ask_ends().await;
+        match self.content().await {
+            Err(error) if is_corrupt(&error) => Damaged::WhenRead,
+            Err(error) => Damaged::Unsaid(error.to_string()),
+            Ok(seen) => Damaged::Unsaid(format!("it is read as {seen:?}")),
+        }
     }
 }

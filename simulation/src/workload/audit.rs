@@ -9,6 +9,7 @@ use rand::RngExt as _;
 use super::recall::vector;
 use super::{Actor, Remember, spread};
 use crate::history::{Level, Op, Record};
+use crate::invariant::acknowledged::dropped_spaces;
 use crate::plan::{SpacePlan, WorkloadKind};
 
 /// Attempts at each question before the cluster counts as unavailable.
@@ -53,6 +54,12 @@ pub fn questions(records: &[Record], spaces: &[SpacePlan]) -> Vec<Question> {
             _ => {}
         }
     }
+    let written = records.iter().filter(|record| {
+        let write = matches!(record.op, Op::Remember { .. });
+        write && record.answer().is_some()
+    });
+    let written: BTreeSet<&str> = written.map(|record| record.space.as_str()).collect();
+    let dropped = dropped_spaces(records);
     let planned: BTreeSet<&str> = spaces.iter().map(|space| space.name.as_str()).collect();
     let mut questions: Vec<Question> = spaces
         .iter()
@@ -63,8 +70,14 @@ pub fn questions(records: &[Record], spaces: &[SpacePlan]) -> Vec<Question> {
     for (space, ids) in &ids {
         let space = (*space).to_owned();
         if !planned.contains(space.as_str()) {
-            questions.push(Question::Describe { space });
-            continue;
+            let name = space.as_str();
+            let stays = written.contains(name) && !dropped.contains(name);
+            questions.push(Question::Describe {
+                space: space.clone(),
+            });
+            if !stays {
+                continue;
+            }
         }
         let get = |id: &&str| Question::Get {
             space: space.clone(),

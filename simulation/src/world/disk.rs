@@ -24,6 +24,8 @@ use super::trace::digest;
 
 /// Bytes of the key of a log entry: group, tag, index.
 const LOG_RECORD_KEY_BYTES: usize = 17;
+/// How often a damaged log is that of the cluster map.
+const MAP_DAMAGED: f64 = 0.3;
 /// The records of a log that are likely to be read again.
 const LOG_END_RECORDS: usize = 4;
 
@@ -36,7 +38,7 @@ struct Platters {
     trap: Option<Trap>,
     /// A write has failed, or the next one will.
     spoiled: bool,
-    /// Records read wrong.
+    /// A record was damaged, and no majority is to lose what it had.
     damaged: bool,
     /// Records have read wrong at some time.
     was_damaged: bool,
@@ -136,7 +138,8 @@ impl Platter {
             true => Damage::FlippedBit(generator.random_range(0..bits)),
             false => Damage::Unreadable,
         };
-        platters.spoiled = true;
+        // Nothing was written meanwhile: what starts on it has a store that works.
+        platters.spoiled |= !at_rest;
         platters.damaged = true;
         platters.was_damaged = true;
         platters.lasts = flip && (at_rest || generator.random_bool(0.5));
@@ -148,15 +151,26 @@ impl Platter {
         self.0.lock().was_damaged
     }
 
-    /// Whether records read wrong.
+    /// Whether a record was damaged, though it may have been written again since.
     pub fn is_damaged(&self) -> bool {
         self.0.lock().damaged
+    }
+
+    /// Whether records read wrong.
+    pub fn reads_wrong(&self) -> bool {
+        self.0.lock().store.reads_wrong()
     }
 
     /// Whether no write has failed and all records read right.
     pub fn is_sound(&self) -> bool {
         let platters = self.0.lock();
-        !platters.damaged && !platters.spoiled
+        !platters.store.reads_wrong() && !platters.spoiled
+    }
+
+    /// Whether there is a log entry.
+    pub fn has_log(&self) -> bool {
+        let keys = self.0.lock().store.keys_on_disk(Family::Log);
+        keys.iter().any(|key| key.len() == LOG_RECORD_KEY_BYTES)
     }
 
     /// What was unreadable reads as it was written, unless the damage lasts.
@@ -188,7 +202,7 @@ fn draw_log(keys: &[Box<[u8]>], generator: &mut StdRng) -> Vec<u8> {
     let map = GroupId::CONTROL.0.to_be_bytes().to_vec();
     let group = |key: &[u8]| key[..size_of::<u64>()].to_vec();
     let groups: BTreeSet<Vec<u8>> = keys.iter().map(|key| group(key)).collect();
-    if generator.random_bool(0.3) && groups.contains(&map) {
+    if generator.random_bool(MAP_DAMAGED) && groups.contains(&map) {
         return map;
     }
     let chosen = generator.random_range(0..groups.len().max(1));

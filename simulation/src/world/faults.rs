@@ -86,17 +86,21 @@ impl World {
     }
 
     /// Begins a fault now; its end is scheduled. A fault that finds nothing to harm (a crash of a
-    /// node that is down) is not counted.
+    /// node that is down) is not counted, and a trap when a machine dies in it.
     pub fn apply_fault(&mut self, fault: &Fault) {
         let kind = fault.kind();
         let harmed = self.harm(fault);
         let ledger = &self.around.ledger;
         ledger.event(format_args!("fault {fault:?}: {harmed}"));
         if harmed {
-            ledger.count(kind, 1);
-            self.faults_injected += 1;
-            *self.faults_by_kind.entry(kind).or_default() += 1;
+            self.count_fault(kind);
         }
+    }
+
+    pub(super) fn count_fault(&mut self, kind: &'static str) {
+        self.around.ledger.count(kind, 1);
+        self.faults_injected += 1;
+        *self.faults_by_kind.entry(kind).or_default() += 1;
     }
 
     fn harm(&mut self, fault: &Fault) -> bool {
@@ -128,7 +132,7 @@ impl World {
                     others: writes,
                     after,
                 },
-                down,
+                (down, fault.kind()),
             ),
             Fault::CrashAtFile {
                 host,
@@ -147,7 +151,7 @@ impl World {
                         others,
                         after,
                     },
-                    down,
+                    (down, fault.kind()),
                 )
             }
             Fault::Restart { host, down } => {
@@ -227,7 +231,7 @@ impl World {
                 if self.coin() {
                     return self.harm_disk(host, down, |disk| disk.damage(&mut generator, false));
                 }
-                if !self.is_up(host) {
+                if !self.is_up(host) || !self.nodes[host.0].platter.has_log() {
                     return false;
                 }
                 // While the process is down: what it finds when it starts.
@@ -279,13 +283,13 @@ impl World {
         true
     }
 
-    fn set_trap(&mut self, host: Host, trap: Trap, down: Duration) -> bool {
-        if !self.is_up(host) {
-            return false;
+    /// How long the machine stays down, and what the fault is called. Nothing is harmed yet.
+    fn set_trap(&mut self, host: Host, trap: Trap, then: (Duration, &'static str)) -> bool {
+        if self.is_up(host) {
+            self.nodes[host.0].platter.set_trap(Some(trap));
+            self.trapped.insert(host, then);
         }
-        self.nodes[host.0].platter.set_trap(Some(trap));
-        self.trapped.insert(host, down);
-        true
+        false
     }
 
     /// The node is started again, without the fault, after `down`.

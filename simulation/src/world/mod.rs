@@ -71,8 +71,8 @@ pub struct World {
     next_action: u64,
     /// Nodes that are to start again when their orderly stop is over, and after what pause.
     restarting: BTreeMap<Host, Duration>,
-    /// Nodes that are to die at a write, and for how long.
-    trapped: BTreeMap<Host, Duration>,
+    /// Nodes that are to die at a write, for how long, and by which fault.
+    trapped: BTreeMap<Host, (Duration, &'static str)>,
     faults_injected: u64,
     faults_by_kind: BTreeMap<&'static str, u64>,
     panics: Vec<String>,
@@ -268,7 +268,10 @@ impl World {
         }
         let down = if trapped {
             self.around.ledger.count("deaths at a write", 1);
-            self.trapped.remove(&host)
+            self.trapped.remove(&host).map(|(down, fault)| {
+                self.count_fault(fault);
+                down
+            })
         } else {
             self.restarting.remove(&host)
         };

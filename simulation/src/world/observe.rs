@@ -41,7 +41,7 @@ impl World {
     pub fn log(&self, host: Host, group: GroupId, first: u64, end: u64) -> Vec<LogObservation> {
         // A damaged log is the node's to find: it has no entries to compare.
         let node = self.nodes.get(host.0);
-        let node = node.filter(|node| !node.platter.is_damaged());
+        let node = node.filter(|node| !node.platter.reads_wrong());
         let entries = node.and_then(|node| {
             let before = first.saturating_sub(1);
             node.with_server(|server| server.consensus().log_entries(group, before, end))

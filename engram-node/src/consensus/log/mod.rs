@@ -9,13 +9,14 @@
 mod marks;
 mod reader;
 mod record;
+mod remains;
 mod store;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use marks::{Mark, Marks};
-pub use reader::last_verified;
 pub use record::Header;
+pub use remains::furthest_end;
 pub use store::LogStore;
 pub use writer::{LogWriter, Poisoned};

@@ -6,11 +6,9 @@ use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
 
-use engram_core::storage::{Family, Order, Storage, StorageError};
-use engram_core::types::GroupId;
+use engram_core::storage::{Family, Order, StorageError};
 use openraft::{OptionalSend, RaftLogReader};
 
-use super::marks::Mark;
 use super::record;
 use super::store::{LogStore, Shared};
 use crate::consensus::codec::corrupt;
@@ -168,26 +166,4 @@ impl Shared {
         }
         Ok((entries, bytes))
     }
-}
-
-/// The position of the newest record of a damaged log that fits the one before it. What a record says
-/// of itself is no proof: a flipped bit may name a term that never was.
-pub fn last_verified(group: GroupId, storage: &dyn Storage) -> Option<Mark> {
-    let (start, end) = (keys::record(group, 0), keys::records_end(group));
-    let mut above: Option<(u64, Box<[u8]>)> = None;
-    for record in storage.scan(Family::Log, &start, &end, Order::Descending) {
-        let Ok((key, bytes)) = record else {
-            above = None;
-            continue;
-        };
-        let header = record::Header::read(&bytes);
-        if let Some((index, newer)) = above.take()
-            && let Some(header) = header
-            && let Ok((entry, _)) = record::decode(header.chain, index, &newer)
-        {
-            return Some(entry.log_id.into());
-        }
-        above = keys::index_of(&key).map(|index| (index, bytes));
-    }
-    None
 }

@@ -68,9 +68,10 @@ pub(super) struct Cached {
 }
 
 #[derive(Serialize, Deserialize)]
-struct PurgeMark {
-    last: LogIdRecord,
-    chain: u32,
+pub(super) struct PurgeMark {
+    pub last: LogIdRecord,
+    /// What the first record chains to.
+    pub chain: u32,
 }
 
 impl LogStore {

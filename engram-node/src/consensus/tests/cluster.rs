@@ -140,6 +140,7 @@ impl Cluster {
             group: GROUP,
             voters: self.voters.lock().clone(),
             bootstrap,
+            hosts: self.voters.lock().clone(),
         }
     }
 
