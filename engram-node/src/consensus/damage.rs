@@ -3,20 +3,22 @@
 //!
 //! What must hold: nothing is deleted before another member has proved that it leads the group with a
 //! majority, since that majority has all that was ever committed, and this replica, which is stopped, is
-//! not part of it. The vote stays, so that nobody gets a second one in the same term; and so does the
-//! mark, so that the replica votes for nobody before it has again what it once acknowledged.
+//! not part of it. The vote stays, so that nobody gets a second one in the same term; and the mark becomes
+//! the end of that leader's log, so that the replica votes for nobody before it has again what it may once
+//! have acknowledged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engram_core::storage::{Batch, Family, StorageError};
-use engram_core::types::{GroupId, NodeId};
+use engram_core::types::GroupId;
 use engram_proto::peer::RaftLogEnd;
 use engram_proto::peer::raft_message::Body;
 use parking_lot::Mutex;
 
-use super::{Consensus, GroupSpec, Inner, StartError, keys, log, state};
+use super::log::Mark;
+use super::{Consensus, GroupSpec, Inner, StartError, keys, state, wire};
 
 /// How long a member may take to prove that it leads.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
@@ -76,23 +78,23 @@ impl Consensus {
         inner.damages.list().into_iter().filter(stopped).collect()
     }
 
-    /// Deletes what a damaged replica has, but for its vote and its mark, and starts it empty: the
-    /// others bring it back.
+    /// Deletes what a damaged replica has, but for its vote, and starts it empty: the others bring it back
+    /// to where they are.
     ///
     /// # Errors
     /// See [`RepairError`]; nothing was deleted when no leader was found.
     pub async fn repair_group(&self, spec: &GroupSpec) -> Result<(), RepairError> {
         let group = spec.group;
         let inner = &self.inner;
-        inner.find_leader(spec).await?;
+        if let Some(running) = inner.group(group) {
+            running.stop("its records are damaged").await;
+        }
+        // Only now: whatever this replica has acknowledged, the leader has by the time it is asked.
+        let led = inner.find_leader(spec).await?;
         {
             let _admin = inner.admin.lock().await;
-            let running = inner.group(group);
-            if let Some(running) = &running {
-                running.stop("its records are damaged").await;
-            }
             inner.groups.write().remove(&group);
-            inner.wipe(group).await?;
+            inner.wipe(group, led).await?;
             inner.note_deletion(group);
             inner.failed.lock().remove(&group);
         }
@@ -110,8 +112,8 @@ impl Consensus {
 }
 
 impl Inner {
-    /// Asks the other members until one has proved that it leads.
-    async fn find_leader(&self, spec: &GroupSpec) -> Result<NodeId, RepairError> {
+    /// Asks the other members until one has proved that it leads: where its log ended before that.
+    async fn find_leader(&self, spec: &GroupSpec) -> Result<Option<Mark>, RepairError> {
         let group = spec.group;
         for (node, address) in &spec.hosts {
             if *node == self.config.node {
@@ -123,14 +125,15 @@ impl Inner {
             if let Ok(Body::RecoveringAnswer(end)) = answer
                 && end.leads
             {
-                return Ok(*node);
+                return Ok(end.last.map(|id| Mark::from(wire::read_log_id(id))));
             }
         }
         Err(RepairError::NoLeader { group })
     }
 
-    /// Deletes log, state and snapshots of a stopped group; its vote and its mark stay.
-    async fn wipe(&self, group: GroupId) -> Result<(), RepairError> {
+    /// Deletes log, state and snapshots of a stopped group; its vote stays. `mark` is where its log has
+    /// to come before it is a replica like any other: what it says of itself is no proof any more.
+    async fn wipe(&self, group: GroupId, mark: Option<Mark>) -> Result<(), RepairError> {
         let unreadable = |reason: String| RepairError::Unreadable { group, reason };
         let (machines, snapshots) = (Arc::clone(&self.machines), self.snapshots.clone());
         let (storage, marks) = (Arc::clone(&self.storage), self.writer.marks.clone());
@@ -138,11 +141,7 @@ impl Inner {
             // Who cannot tell whom it voted for must not come back under the same name.
             let vote = storage.get(Family::Log, &keys::vote(group));
             let vote = vote.map_err(|error| error.to_string())?;
-            let end = log::furthest_end(group, &*storage);
-            if let Some(end) = end.map_err(|error| error.to_string())? {
-                // In memory, also when the file cannot be written.
-                marks.raise(group, end);
-            }
+            marks.cut(group, mark);
             marks.save().map_err(|error| error.to_string())?;
             let mut batch = Batch::new();
             state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;

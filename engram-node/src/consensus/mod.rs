@@ -27,7 +27,7 @@ mod tests;
 mod tokio_rt;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct GroupSpec {
     pub bootstrap: bool,
     /// All nodes that may be members now, as far as the cluster map tells, and their peer addresses.
     pub hosts: BTreeMap<NodeId, String>,
+    /// Those of them that may vote.
+    pub electors: BTreeSet<NodeId>,
 }
 
 /// Who leads a group, as far as this node knows.

@@ -371,6 +371,7 @@ impl Inner {
         }
         let opened = Opened {
             hosts: spec.hosts.keys().copied().collect(),
+            electors: spec.electors.clone(),
             recovery,
             gone,
         };

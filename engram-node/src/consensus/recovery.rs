@@ -2,8 +2,8 @@
 //! it has them again it must not help to elect a leader that lacks them, too.
 //!
 //! ```text
-//! short -> all other voters have told their last position -> votes for who has reached the furthest
-//!   \                                                          of them
+//! short -> all others that vote have told their last position -> votes for who has reached the furthest
+//!   \                                                             of them
 //!    `--> a leader has brought the log to the mark: as any other replica (from either state)
 //! ```
 //!
@@ -42,7 +42,7 @@ struct State {
     told: BTreeMap<NodeId, Option<Mark>>,
     /// Who has sent entries before it knew.
     refused: BTreeSet<NodeId>,
-    /// Once all other voters have told: the furthest of them.
+    /// While all others that may vote have told: the furthest of them.
     floor: Option<Option<Mark>>,
     /// The log has reached its mark again.
     over: bool,
@@ -88,39 +88,39 @@ impl Recovery {
         self.state.lock().told.insert(node, last);
     }
 
-    /// Looks again: `others` are all other members that there may be, or `None` while the log names
-    /// none, and `last` is where the log ends now. True when the recovery is over.
+    /// Looks again: `others` are all others that may vote, or `None` while the log names no
+    /// members, and `last` is where the log ends now. True when the recovery is over.
     pub fn look(&self, others: Option<&BTreeSet<NodeId>>, last: Option<Mark>) -> bool {
         let mut state = self.state.lock();
         state.over |= last >= Some(self.mark);
-        if let Some(others) = others
-            && others.iter().all(|node| state.told.contains_key(node))
-        {
-            let ends = others.iter().filter_map(|node| state.told.get(node));
-            state.floor = Some(ends.copied().max().flatten());
-        }
+        // Who has come to vote since is to be heard, too.
+        let told = |node| state.told.get(node).copied();
+        let ends: Option<Vec<_>> = others.and_then(|all| all.iter().map(told).collect());
+        let furthest = ends.map(|ends| ends.into_iter().max().flatten());
+        state.floor = furthest;
         state.over
     }
 
-    /// Who has to be told: of `others`, and of those that sent entries.
-    fn silent(&self, others: &BTreeSet<NodeId>) -> Vec<NodeId> {
+    /// Who has to be told: who may vote, who may have a replica, and who has sent entries.
+    fn silent(&self, electors: &BTreeSet<NodeId>, hosts: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let state = self.state.lock();
-        let silent = |node: &&NodeId| !state.told.contains_key(node);
-        let all = others.union(&state.refused);
-        all.filter(silent).copied().collect()
+        let all = electors.iter().chain(hosts).chain(&state.refused);
+        all.filter(|node| !state.told.contains_key(node))
+            .copied()
+            .collect()
     }
 }
 
-/// All that may have what a short log has lost: its own members, and those that the cluster map names.
-/// The log may have lost the entry that made it one of many, and must not go by itself alone.
-fn others(
-    voters: &BTreeSet<NodeId>,
-    on_the_map: &BTreeSet<NodeId>,
+/// All that may vote beside this node: by its log, and by the cluster map. The log may have lost the entry
+/// that made it one of many, and must not go by itself alone.
+fn electors(
+    by_the_log: &BTreeSet<NodeId>,
+    by_the_map: &BTreeSet<NodeId>,
     local: NodeId,
 ) -> BTreeSet<NodeId> {
-    let mut others = voters.clone();
+    let mut others = by_the_log.clone();
     if !planted!("short-log-believed") {
-        others.extend(on_the_map);
+        others.extend(by_the_map);
     }
     others.remove(&local);
     others
@@ -141,23 +141,27 @@ impl Inner {
                 return;
             }
             let voters = group.voters();
-            let members = others(&voters, &group.hosts, self.config.node);
-            for node in recovery.silent(&members) {
-                self.announce(&group, recovery, node).await;
-            }
+            let electors = electors(&voters, &group.electors, self.config.node);
+            let silent = recovery.silent(&electors, &group.hosts);
+            let silent = silent.iter().filter(|node| **node != self.config.node);
+            let announced = silent.map(|node| self.announce(&group, recovery, *node));
+            futures::future::join_all(announced).await;
             let last = group.log_end();
-            let others = (!voters.is_empty()).then_some(&members);
+            let others = (!voters.is_empty()).then_some(&electors);
             if recovery.look(others, last) {
                 break;
             }
-            if !campaigns && recovery.may_campaign(last) {
-                campaigns = true;
+            let may_campaign = recovery.may_campaign(last);
+            if may_campaign && !campaigns {
                 tracing::error!(
                     group = %group.id,
                     "nobody has what this log has lost: the group goes on without it"
                 );
                 metrics::counter!("engram_log_tail_lost_total").increment(1);
-                group.raft.runtime_config().elect(true);
+            }
+            if may_campaign != campaigns {
+                campaigns = may_campaign;
+                group.raft.runtime_config().elect(campaigns);
             }
             self.seams.clock.sleep(PERIOD).await;
         }
@@ -228,7 +232,7 @@ mod tests {
     #[test]
     fn a_founder_that_has_its_first_entries_again_is_not_alone() {
         let first_members = nodes(&[1]);
-        let others = others(&first_members, &nodes(&[1, 2, 3]), NodeId(1));
+        let others = electors(&first_members, &nodes(&[1, 2, 3]), NodeId(1));
         assert_eq!(others, nodes(&[2, 3]));
         let recovery = short();
         assert!(!recovery.look(Some(&others), at(5)));
@@ -251,10 +255,22 @@ mod tests {
     fn who_sends_entries_is_told_whoever_it_is() {
         let recovery = short();
         assert!(!recovery.admits_entries(NodeId(9)));
-        assert_eq!(recovery.silent(&nodes(&[2])), [NodeId(2), NodeId(9)]);
+        let silent = || recovery.silent(&nodes(&[2]), &nodes(&[2, 3]));
+        assert_eq!(silent(), nodes(&[2, 3, 9]));
         recovery.told(NodeId(9), at(7));
         assert!(recovery.admits_entries(NodeId(9)));
-        assert_eq!(recovery.silent(&nodes(&[2])), [NodeId(2)]);
+        assert_eq!(silent(), nodes(&[2, 3]));
+    }
+
+    #[test]
+    fn who_comes_to_vote_later_is_heard_too() {
+        let recovery = short();
+        recovery.told(NodeId(2), at(5));
+        assert!(!recovery.look(Some(&nodes(&[2])), at(5)));
+        assert!(recovery.may_campaign(at(5)));
+        assert!(!recovery.look(Some(&nodes(&[2, 4])), at(5)));
+        assert!(!recovery.may_campaign(at(5)));
+        assert!(!recovery.admits_candidate(at(9)));
     }
 
     #[test]

@@ -144,6 +144,7 @@ fn spec(map: &ClusterMap, group: &GroupRecord, bootstrap: bool) -> GroupSpec {
         voters: group.founders.iter().filter_map(address).collect(),
         bootstrap,
         hosts: group.hosts().iter().filter_map(address).collect(),
+        electors: group.hosts(),
     }
 }
 
@@ -156,6 +157,7 @@ pub fn control_spec(map: &ClusterMap) -> GroupSpec {
         voters: BTreeMap::new(),
         bootstrap: false,
         hosts: nodes.map(|it| (it.id, it.peer_address.clone())).collect(),
+        electors: map.control_voters().into_iter().collect(),
     }
 }
 

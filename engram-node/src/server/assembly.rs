@@ -302,6 +302,7 @@ impl Parts {
         };
         GroupSpec {
             group: GroupId::CONTROL,
+            electors: voters.keys().copied().collect(),
             hosts: voters.clone(),
             voters,
             bootstrap: founder,

@@ -171,7 +171,7 @@ async fn ask_once(actor: &mut Actor, question: &Question) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::build;
+    use crate::history::{Answer, build};
 
     #[test]
     fn all_that_was_written_is_asked_for() {
@@ -198,5 +198,25 @@ mod tests {
             space: "passing".into()
         }));
         assert_eq!(asked[0], Question::Write { space: space() });
+    }
+
+    #[test]
+    fn a_passing_space_is_read_where_nobody_may_have_dropped_it() {
+        let mut wrote = build::acked(
+            0,
+            (1, 2),
+            build::write("x", "3"),
+            Answer::Written { version: 1 },
+            1,
+        );
+        wrote.space = "passing".into();
+        let get = Question::Get {
+            space: "passing".into(),
+            id: "x".into(),
+        };
+        assert!(questions(&[wrote.clone()], &[]).contains(&get));
+        let mut dropped = build::unknown(1, 3, Op::DropSpace);
+        dropped.space = "passing".into();
+        assert!(!questions(&[wrote, dropped], &[]).contains(&get));
     }
 }

@@ -286,6 +286,8 @@ impl World {
     /// How long the machine stays down, and what the fault is called. Nothing is harmed yet.
     fn set_trap(&mut self, host: Host, trap: Trap, then: (Duration, &'static str)) -> bool {
         if self.is_up(host) {
+            let ledger = &self.around.ledger;
+            ledger.event(format_args!("set {trap:?} at {}", host.0));
             self.nodes[host.0].platter.set_trap(Some(trap));
             self.trapped.insert(host, then);
         }

@@ -140,14 +140,15 @@ impl Marks {
         Ok(())
     }
 
-    /// The log had been there at least. To be saved by the caller.
-    pub fn raise(&self, group: GroupId, mark: Mark) {
+    /// The log had been there at least.
+    fn raise(&self, group: GroupId, mark: Mark) {
         let mut held = self.shared.marks.lock();
         let held = held.entry(group).or_insert(mark);
         *held = (*held).max(mark);
     }
 
-    /// The log's end was cut off on purpose: it ends there now.
+    /// The log ends there now, or is to be brought back to there: its end was cut off on purpose, or all
+    /// of it is about to be deleted.
     pub fn cut(&self, group: GroupId, end: Option<Mark>) {
         let mut held = self.shared.marks.lock();
         match end {

@@ -9,7 +9,6 @@
 mod marks;
 mod reader;
 mod record;
-mod remains;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -17,6 +16,5 @@ mod writer;
 
 pub use marks::{Mark, Marks};
 pub use record::Header;
-pub use remains::furthest_end;
 pub use store::LogStore;
 pub use writer::{LogWriter, Poisoned};

@@ -68,10 +68,9 @@ pub(super) struct Cached {
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct PurgeMark {
-    pub last: LogIdRecord,
-    /// What the first record chains to.
-    pub chain: u32,
+struct PurgeMark {
+    last: LogIdRecord,
+    chain: u32,
 }
 
 impl LogStore {

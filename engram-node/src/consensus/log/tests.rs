@@ -16,7 +16,7 @@ use openraft::{RaftLogReader as _, StorageError};
 use proptest::prelude::*;
 
 use super::record::{self, CHAIN_START};
-use super::{LogStore, LogWriter, Mark, Marks, furthest_end};
+use super::{LogStore, LogWriter, Marks};
 use crate::consensus::MachineFactory as _;
 use crate::consensus::damage::Damages;
 use crate::consensus::keys;
@@ -177,44 +177,6 @@ async fn what_a_damaged_record_says_of_itself_is_not_believed() {
     let opened = LogStore::open(GROUP, &seams, storage, writer, sizes, damages);
     let error = opened.err().expect("its end is not known");
     assert!(error.to_string().contains("log record 9"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_log_has_ended_no_earlier_than_it_can_have() {
-    let (memory, storage) = memory();
-    let mut log = open(&storage);
-    let end = || furthest_end(GROUP, &*storage).unwrap();
-    assert_eq!(end(), None);
-    log.save_vote(&Vote::new(4, 2)).await.unwrap();
-    append(&mut log, 0..10).await.unwrap();
-    let of_the_vote = |index| Some(Mark { term: 4, index });
-    assert_eq!(end(), Some(log_id(9).into()));
-    for (index, damage) in [
-        (9, Damage::FlippedBit(42)),
-        // The one before it is what the last is verified by.
-        (8, Damage::FlippedBit(12)),
-        (8, Damage::Unreadable),
-    ] {
-        memory.damage(Family::Log, &keys::record(GROUP, index), damage);
-        assert_eq!(end(), of_the_vote(9), "{damage:?} of {index}");
-        memory.heal();
-    }
-    memory.damage(Family::Log, &keys::record(GROUP, 9), Damage::Unreadable);
-    assert_eq!(
-        end(),
-        Some(Mark { term: 5, index: 0 }),
-        "nobody knows how long it was"
-    );
-    memory.heal();
-
-    log.purge(log_id(8)).await.unwrap();
-    append(&mut log, 10..11).await.unwrap();
-    log.purge(log_id(9)).await.unwrap();
-    log.save_vote(&Vote::new(4, 2)).await.unwrap();
-    assert_eq!(end(), Some(log_id(10).into()), "one record, after a purge");
-    log.purge(log_id(10)).await.unwrap();
-    log.save_vote(&Vote::new(4, 2)).await.unwrap();
-    assert_eq!(end(), Some(log_id(10).into()), "no record");
 }
 
 #[tokio::test(flavor = "multi_thread")]

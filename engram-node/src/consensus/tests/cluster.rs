@@ -136,11 +136,13 @@ impl Cluster {
     }
 
     pub fn spec(&self, bootstrap: bool) -> GroupSpec {
+        let voters = self.voters.lock().clone();
         GroupSpec {
             group: GROUP,
-            voters: self.voters.lock().clone(),
             bootstrap,
-            hosts: self.voters.lock().clone(),
+            hosts: voters.clone(),
+            electors: voters.keys().copied().collect(),
+            voters,
         }
     }
 
