@@ -1,5 +1,6 @@
 //! What edges must be worth, from the list of the log's commands alone: of all contributions those
-//! that no removal covers, each request once.
+//! that no removal covers, each request once. What is adopted under a request that the log has applied
+//! is the same change, also where that was removed since.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,7 @@ use engram_core::command::{EdgeChange, Op, OverlayDelta, PartitionCommand};
 use engram_core::edges::Contribution;
 use engram_core::types::{
     Dot, EdgeContext, EdgeKey, MemoryHash, MemoryId, OverlayContext, PartitionId, Relation,
-    Sequence,
+    RequestId, Sequence,
 };
 
 /// The weight in units of 2^-32, and the pieces of evidence.
@@ -34,6 +35,7 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
     // Forgettings: they take what they cover of all edges out of a memory, also of those to come.
     let mut forgotten: BTreeMap<MemoryHash, Vec<EdgeContext>> = BTreeMap::new();
     let mut adopted = OverlayContext::default();
+    let mut applied = BTreeSet::new();
     for (index, command) in log.iter().enumerate() {
         let dot = Dot::Log {
             partition,
@@ -48,6 +50,7 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
                             let key = key(&edge.from, &edge.to, &edge.relation);
                             let request = write.request_id(*index);
                             let (weight, confidence) = (edge.weight, edge.confidence);
+                            applied.insert(request);
                             let held = Contribution::new(
                                 weight,
                                 confidence,
@@ -75,7 +78,7 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
                 for delta in deltas {
                     if !adopted.covers(delta.dot) {
                         adopted.insert(delta.dot);
-                        adopt(&mut edges, delta);
+                        adopt(&mut edges, delta, &applied);
                     }
                 }
             }
@@ -90,11 +93,12 @@ pub fn worth(partition: PartitionId, log: &[PartitionCommand]) -> BTreeMap<EdgeK
     edges.into_iter().filter_map(worth).collect()
 }
 
-fn adopt(edges: &mut BTreeMap<EdgeKey, Edge>, delta: &OverlayDelta) {
+fn adopt(edges: &mut BTreeMap<EdgeKey, Edge>, delta: &OverlayDelta, applied: &BTreeSet<RequestId>) {
     let key = key(&delta.from, &delta.to, &delta.relation);
     let edge = edges.entry(key).or_default();
     match &delta.change {
         EdgeChange::Remove { context } => edge.removals.push(context.clone()),
+        EdgeChange::Contribute { .. } if applied.contains(&delta.request) => {}
         EdgeChange::Contribute { weight, confidence } => {
             let held = Contribution::new(
                 *weight,
