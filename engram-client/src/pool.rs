@@ -22,6 +22,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Flow-control windows, in bytes: bulk loads must not stall on the 64 KiB default.
 const WINDOW_BYTES: u32 = 4 << 20;
+/// Calls given up on one connection whose late answers are known for what they are. Others do not
+/// close it: the server is trusted not to flood its client.
+const GIVEN_UP_CALLS_MAX: usize = 1_024;
 
 pub(crate) struct Pool {
     tls: Option<ClientTlsConfig>,
@@ -169,6 +172,8 @@ impl Pool {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
+            .http2_max_concurrent_reset_streams(GIVEN_UP_CALLS_MAX)
+            .http2_max_local_error_reset_streams(None)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES);
         match &self.tls {

@@ -86,6 +86,8 @@ pub fn peer_port(
 ) -> Result<impl Future<Output = ()> + Send + use<>, ServeError> {
     let mut server = Server::builder()
         .max_concurrent_streams(PEER_STREAMS_MAX)
+        // Peers give calls up all the time: that is no attack.
+        .http2_max_local_error_reset_streams(None)
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADER_BYTES_MAX);

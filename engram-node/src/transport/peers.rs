@@ -24,6 +24,11 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// Calls given up on one connection whose late answers are known for what they are. HTTP/2 takes an
+/// answer to any other for a fault of the sender, and by default closes a connection after 1,024 of
+/// those, with all calls on it: between nodes that trust each other it does not.
+const GIVEN_UP_CALLS_MAX: usize = 1_024;
+
 /// No address is known for a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no peer address is known for node {0}")]
@@ -164,6 +169,8 @@ impl Peers {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
+            .http2_max_concurrent_reset_streams(GIVEN_UP_CALLS_MAX)
+            .http2_max_local_error_reset_streams(None)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         if let Some(tls) = &self.shared.tls {
