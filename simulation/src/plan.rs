@@ -102,7 +102,8 @@ pub enum Fault {
         down: Duration,
     },
     /// As `Crash`, at the disk's `writes`-th write after the next file of a snapshot or an index, or
-    /// (half of them) soon after the installation of a snapshot has begun.
+    /// (half of them) of a process that was down for as long, soon after the installation of a snapshot
+    /// has begun.
     CrashAtFile {
         host: Host,
         writes: u32,

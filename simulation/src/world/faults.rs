@@ -140,19 +140,28 @@ impl World {
                 after,
                 down,
             } => {
-                let (begins, others) = match self.coin() {
-                    true => (Begins::AtFile, writes),
-                    false => (Begins::AtInstallation, writes % INSTALLATION_WRITES),
-                };
-                self.set_trap(
-                    host,
-                    Trap {
-                        begins,
-                        others,
+                if self.coin() {
+                    let trap = Trap {
+                        begins: Begins::AtFile,
+                        others: writes,
                         after,
-                    },
-                    (down, fault.kind()),
-                )
+                    };
+                    return self.set_trap(host, trap, (down, fault.kind()));
+                }
+                if !self.is_up(host) {
+                    return false;
+                }
+                // Who was away is likely to be sent a snapshot, and dies once more then.
+                self.crash_node(host, End::Process);
+                self.schedule(now + down, Action::Start(host));
+                let trap = Trap {
+                    begins: Begins::AtInstallation,
+                    others: writes % INSTALLATION_WRITES,
+                    after,
+                };
+                self.nodes[host.0].platter.set_trap(Some(trap));
+                self.trapped.insert(host, (down, fault.kind()));
+                true
             }
             Fault::Restart { host, down } => {
                 let stopping = self.node_mut(host).is_some_and(|node| node.stop(now));
