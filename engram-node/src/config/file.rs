@@ -25,6 +25,7 @@ pub(super) struct FileConfig {
     pub log_format: Option<LogFormat>,
     pub log_level: Option<String>,
     pub replace_after_seconds: Option<u64>,
+    pub fold_after_seconds: Option<u64>,
     pub snapshot_bytes_per_second: Option<u64>,
     pub log_marks: Option<LogMarks>,
     pub index_tail_max: Option<u32>,

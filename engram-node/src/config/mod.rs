@@ -20,6 +20,8 @@ pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
 pub const DEFAULT_HTTP_LISTEN: &str = "127.0.0.1:7402";
 const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
 const DEFAULT_REPLACE_AFTER: Duration = Duration::from_secs(600);
+/// As long as a call may take.
+const DEFAULT_FOLD_AFTER: Duration = Duration::from_secs(60);
 const DEFAULT_SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 /// Longest zone name, in bytes.
 const ZONE_BYTES_MAX: usize = 128;
@@ -93,6 +95,10 @@ pub struct StartArgs {
     /// [default: 600]
     #[arg(long, env = "ENGRAM_REPLACE_AFTER_SECONDS", value_name = "SECONDS")]
     pub replace_after_seconds: Option<u64>,
+    /// How long evidence of associations keeps the name of its call before it is added up, in seconds: a
+    /// call that is repeated within that time counts once. [default: 60]
+    #[arg(long, env = "ENGRAM_FOLD_AFTER_SECONDS", value_name = "SECONDS")]
+    pub fold_after_seconds: Option<u64>,
     /// Bytes of snapshots that this node sends to others per second, all together.
     /// [default: 134217728]
     #[arg(long, env = "ENGRAM_SNAPSHOT_BYTES_PER_SECOND", value_name = "BYTES")]
@@ -164,6 +170,8 @@ pub struct Config {
     pub log_level: String,
     /// How long a node may be down before its replicas are created elsewhere.
     pub replace_after: Duration,
+    /// How long evidence keeps the name of its call.
+    pub fold_after: Duration,
     pub snapshot_bytes_per_second: u64,
     pub log_marks: LogMarks,
     /// Embeddings of one partition that may wait for their links before writers wait, too.
@@ -283,6 +291,10 @@ impl StartArgs {
                 .replace_after_seconds
                 .or(file.replace_after_seconds)
                 .map_or(DEFAULT_REPLACE_AFTER, Duration::from_secs),
+            fold_after: self
+                .fold_after_seconds
+                .or(file.fold_after_seconds)
+                .map_or(DEFAULT_FOLD_AFTER, Duration::from_secs),
             log_marks: self.log_marks.or(file.log_marks).unwrap_or_default(),
             snapshot_bytes_per_second: self
                 .snapshot_bytes_per_second

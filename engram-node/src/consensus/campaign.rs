@@ -38,7 +38,7 @@ impl Inner {
         for _ in 0..self.config.campaign_attempts {
             let now = group.leadership();
             let waits = group.recovery.as_ref();
-            let waits = waits.is_some_and(|it| !it.may_campaign(group.log_end()));
+            let waits = waits.is_some_and(|it| !it.may_campaign(group.log_end(), &group.voters()));
             if (now.leader.is_some() && now != before) || group.stopped().is_some() || waits {
                 return;
             }

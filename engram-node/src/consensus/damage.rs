@@ -93,7 +93,10 @@ impl Consensus {
         let led = inner.find_leader(spec).await?;
         {
             let _admin = inner.admin.lock().await;
-            inner.groups.write().remove(&group);
+            let running = inner.groups.write().remove(&group);
+            if let Some(running) = running {
+                running.stop("its records are damaged").await;
+            }
             inner.wipe(group, led).await?;
             inner.note_deletion(group);
             inner.failed.lock().remove(&group);
@@ -141,7 +144,7 @@ impl Inner {
             // Who cannot tell whom it voted for must not come back under the same name.
             let vote = storage.get(Family::Log, &keys::vote(group));
             let vote = vote.map_err(|error| error.to_string())?;
-            marks.cut(group, mark);
+            marks.begin_anew(group, mark);
             marks.save().map_err(|error| error.to_string())?;
             let mut batch = Batch::new();
             state::forget(group, &snapshots, &mut batch).map_err(|error| error.to_string())?;

@@ -37,8 +37,6 @@ pub struct Group {
     pub raft: Raft,
     /// Who could be its members when it was started here, as far as the cluster map told.
     pub hosts: BTreeSet<NodeId>,
-    /// Who of them could vote.
-    pub electors: BTreeSet<NodeId>,
     /// What the replica has to go through when its log has lost its end.
     pub recovery: Option<Recovery>,
     /// A member that has not answered for longer is not counted on.
@@ -56,7 +54,6 @@ pub struct Group {
 /// What is known of a replica when it is opened.
 pub struct Opened {
     pub hosts: BTreeSet<NodeId>,
-    pub electors: BTreeSet<NodeId>,
     pub recovery: Option<Recovery>,
     pub gone: oneshot::Receiver<()>,
 }
@@ -81,7 +78,6 @@ impl Group {
     ) -> Self {
         let Opened {
             hosts,
-            electors,
             recovery,
             gone,
         } = opened;
@@ -89,7 +85,6 @@ impl Group {
             id,
             raft,
             hosts,
-            electors,
             recovery,
             heard_within: config.election_max,
             log,

@@ -346,7 +346,11 @@ impl Inner {
             self.links.peers().suggest_address(*node, address);
         }
         let last = log.last().map(Into::into);
-        let recovery = Recovery::needed(self.writer.marks.of(group), last);
+        let (marks, local) = (&self.writer.marks, self.config.node);
+        let recovery = Recovery::needed(local, marks.of(group), last, spec.electors.clone());
+        if let Some(recovery) = &recovery {
+            marks.require(group, recovery.mark());
+        }
         // A log that has lost everything is none that never was.
         let pristine = log.is_pristine() && machine.is_pristine() && recovery.is_none();
         let networks = Networks {
@@ -371,7 +375,6 @@ impl Inner {
         }
         let opened = Opened {
             hosts: spec.hosts.keys().copied().collect(),
-            electors: spec.electors.clone(),
             recovery,
             gone,
         };

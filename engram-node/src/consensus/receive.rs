@@ -83,7 +83,10 @@ impl Inner {
                 let answer = raft.pre_vote(request).await.map_err(stopped)?;
                 Body::VoteAnswer(wire::vote_answer(&answer))
             }
-            Body::Transfer(_) if recovery.is_some_and(|it| !it.may_campaign(group.log_end())) => {
+            Body::Transfer(_)
+                if recovery
+                    .is_some_and(|it| !it.may_campaign(group.log_end(), &group.voters())) =>
+            {
                 return Err(stopped("this log has lost its end"));
             }
             Body::Recovering(_) => {
@@ -92,7 +95,13 @@ impl Inner {
                 let last = group.log_end_id().map(wire::log_id);
                 let led = group.leadership().leader == Some(self.config.node);
                 let leads = led && group.read_barrier(PROOF_WAIT).await.is_ok();
-                Body::RecoveringAnswer(RaftLogEnd { last, leads })
+                let voters = group.voters().into_iter().map(|node| node.0).collect();
+                let end = RaftLogEnd {
+                    last,
+                    leads,
+                    voters,
+                };
+                Body::RecoveringAnswer(end)
             }
             Body::Transfer(request) => {
                 let request = wire::read_transfer(request)?;
@@ -115,7 +124,7 @@ impl Inner {
 fn admits(group: &Group, request: &VoteRequest<Types>) -> bool {
     let last = request.last_log_id.map(Into::into);
     let recovery = group.recovery.as_ref();
-    recovery.is_none_or(|recovery| recovery.admits_candidate(last))
+    recovery.is_none_or(|recovery| recovery.admits_candidate(last, &group.voters()))
 }
 
 fn refused_vote(group: &Group) -> VoteResponse<Types> {

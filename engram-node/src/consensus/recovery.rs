@@ -31,29 +31,73 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a short replica may do.
 pub struct Recovery {
+    local: NodeId,
     /// Where its log was.
     mark: Mark,
+    /// Who may vote, by the cluster map.
+    on_the_map: BTreeSet<NodeId>,
     state: Mutex<State>,
+}
+
+/// What another node has said.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Where its log ends; `None` of an empty one.
+    pub last: Option<Mark>,
+    /// Who votes, by its log.
+    pub voters: BTreeSet<NodeId>,
 }
 
 #[derive(Default)]
 struct State {
-    /// What the others have said of their logs' ends; `None` of an empty one.
-    told: BTreeMap<NodeId, Option<Mark>>,
+    told: BTreeMap<NodeId, Told>,
     /// Who has sent entries before it knew.
     refused: BTreeSet<NodeId>,
-    /// While all others that may vote have told: the furthest of them.
-    floor: Option<Option<Mark>>,
     /// The log has reached its mark again.
     over: bool,
 }
 
+impl State {
+    /// All others that may vote: by this log, by the map, and by the logs that go the furthest. This log
+    /// may have lost the entry that made it one of many, and must not go by itself alone.
+    fn electors(&self, recovery: &Recovery, voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut electors = voters.clone();
+        if !planted!("short-log-believed") {
+            electors.extend(&recovery.on_the_map);
+            let furthest = self.told.values().map(|told| told.last).max();
+            let tellers = self.told.values();
+            let tellers = tellers.filter(|told| Some(told.last) == furthest);
+            electors.extend(tellers.flat_map(|told| &told.voters));
+        }
+        electors.remove(&recovery.local);
+        electors
+    }
+
+    /// Once all of them have told: the furthest of their logs' ends. Never while this log names nobody.
+    fn floor(&self, recovery: &Recovery, voters: &BTreeSet<NodeId>) -> Option<Option<Mark>> {
+        if voters.is_empty() {
+            return None;
+        }
+        let electors = self.electors(recovery, voters);
+        let ends = electors.iter().map(|node| self.told.get(node));
+        let ends: Option<Vec<&Told>> = ends.collect();
+        Some(ends?.into_iter().map(|told| told.last).max().flatten())
+    }
+}
+
 impl Recovery {
     /// What a replica whose log ends at `last` has to go through; `None` when it has lost nothing.
-    pub fn needed(mark: Option<Mark>, last: Option<Mark>) -> Option<Self> {
+    pub fn needed(
+        local: NodeId,
+        mark: Option<Mark>,
+        last: Option<Mark>,
+        on_the_map: BTreeSet<NodeId>,
+    ) -> Option<Self> {
         let mark = mark.filter(|mark| last < Some(*mark))?;
         Some(Self {
+            local,
             mark,
+            on_the_map,
             state: Mutex::default(),
         })
     }
@@ -73,57 +117,37 @@ impl Recovery {
         admitted
     }
 
-    /// Whether a candidate whose log ends at `last` may get this replica's vote.
-    pub fn admits_candidate(&self, last: Option<Mark>) -> bool {
+    /// Whether a candidate whose log ends at `last` may get this replica's vote; `voters` are those
+    /// that this log names now.
+    pub fn admits_candidate(&self, last: Option<Mark>, voters: &BTreeSet<NodeId>) -> bool {
         let state = self.state.lock();
-        state.over || state.floor.is_some_and(|floor| last >= floor)
+        state.over || state.floor(self, voters).is_some_and(|floor| last >= floor)
     }
 
     /// Whether the replica itself may campaign, its log ending at `last`.
-    pub fn may_campaign(&self, last: Option<Mark>) -> bool {
-        self.admits_candidate(last)
+    pub fn may_campaign(&self, last: Option<Mark>, voters: &BTreeSet<NodeId>) -> bool {
+        self.admits_candidate(last, voters)
     }
 
-    pub fn told(&self, node: NodeId, last: Option<Mark>) {
-        self.state.lock().told.insert(node, last);
+    pub fn told(&self, node: NodeId, told: Told) {
+        self.state.lock().told.insert(node, told);
     }
 
-    /// Looks again: `others` are all others that may vote, or `None` while the log names no
-    /// members, and `last` is where the log ends now. True when the recovery is over.
-    pub fn look(&self, others: Option<&BTreeSet<NodeId>>, last: Option<Mark>) -> bool {
+    /// Looks whether it is over, now that the log ends at `last`.
+    pub fn is_over(&self, last: Option<Mark>) -> bool {
         let mut state = self.state.lock();
         state.over |= last >= Some(self.mark);
-        // Who has come to vote since is to be heard, too.
-        let told = |node| state.told.get(node).copied();
-        let ends: Option<Vec<_>> = others.and_then(|all| all.iter().map(told).collect());
-        let furthest = ends.map(|ends| ends.into_iter().max().flatten());
-        state.floor = furthest;
         state.over
     }
 
     /// Who has to be told: who may vote, who may have a replica, and who has sent entries.
-    fn silent(&self, electors: &BTreeSet<NodeId>, hosts: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+    fn silent(&self, voters: &BTreeSet<NodeId>, hosts: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
         let state = self.state.lock();
-        let all = electors.iter().chain(hosts).chain(&state.refused);
-        all.filter(|node| !state.told.contains_key(node))
-            .copied()
-            .collect()
+        let mut silent = state.electors(self, voters);
+        silent.extend(hosts.iter().chain(&state.refused));
+        silent.retain(|node| *node != self.local && !state.told.contains_key(node));
+        silent
     }
-}
-
-/// All that may vote beside this node: by its log, and by the cluster map. The log may have lost the entry
-/// that made it one of many, and must not go by itself alone.
-fn electors(
-    by_the_log: &BTreeSet<NodeId>,
-    by_the_map: &BTreeSet<NodeId>,
-    local: NodeId,
-) -> BTreeSet<NodeId> {
-    let mut others = by_the_log.clone();
-    if !planted!("short-log-believed") {
-        others.extend(by_the_map);
-    }
-    others.remove(&local);
-    others
 }
 
 impl Inner {
@@ -135,24 +159,23 @@ impl Inner {
         metrics::counter!("engram_log_short_total").increment(1);
         let (mark, last) = (recovery.mark(), group.log_end());
         tracing::error!(group = %group.id, ?mark, ?last, "the log ends short of what was on disk");
-        let mut campaigns = false;
-        loop {
-            if group.stopped().is_some() {
-                return;
-            }
-            let voters = group.voters();
-            let electors = electors(&voters, &group.electors, self.config.node);
-            let silent = recovery.silent(&electors, &group.hosts);
-            let silent = silent.iter().filter(|node| **node != self.config.node);
-            let announced = silent.map(|node| self.announce(&group, recovery, *node));
+        let (mut campaigns, mut warned) = (false, false);
+        while group.stopped().is_none() {
+            let silent = recovery.silent(&group.voters(), &group.hosts);
+            let announced = silent
+                .into_iter()
+                .map(|node| self.announce(&group, recovery, node));
             futures::future::join_all(announced).await;
             let last = group.log_end();
-            let others = (!voters.is_empty()).then_some(&electors);
-            if recovery.look(others, last) {
-                break;
+            if recovery.is_over(last) {
+                group.raft.runtime_config().elect(true);
+                self.writer.marks.release(group.id);
+                tracing::info!(group = %group.id, "the log has what it had lost");
+                return;
             }
-            let may_campaign = recovery.may_campaign(last);
-            if may_campaign && !campaigns {
+            let may_campaign = recovery.may_campaign(last, &group.voters());
+            if may_campaign && !warned {
+                warned = true;
                 tracing::error!(
                     group = %group.id,
                     "nobody has what this log has lost: the group goes on without it"
@@ -165,18 +188,22 @@ impl Inner {
             }
             self.seams.clock.sleep(PERIOD).await;
         }
-        group.raft.runtime_config().elect(true);
-        tracing::info!(group = %group.id, "the log has what it had lost");
     }
 
     async fn announce(&self, group: &Group, recovery: &Recovery, node: NodeId) {
         let last = group.log_end_id().map(wire::log_id);
         let link = self.links.to(node);
-        let asked = Body::Recovering(RaftLogEnd { last, leads: false });
+        let asked = Body::Recovering(RaftLogEnd {
+            last,
+            ..RaftLogEnd::default()
+        });
         let answer = link.call(group.id, asked, ANNOUNCE_TIMEOUT).await;
         if let Ok(Body::RecoveringAnswer(end)) = answer {
-            let last = end.last.map(|id| Mark::from(wire::read_log_id(id)));
-            recovery.told(node, last);
+            let told = Told {
+                last: end.last.map(|id| Mark::from(wire::read_log_id(id))),
+                voters: end.voters.into_iter().map(NodeId).collect(),
+            };
+            recovery.told(node, told);
         }
     }
 }
@@ -193,91 +220,113 @@ mod tests {
         ids.iter().copied().map(NodeId).collect()
     }
 
-    fn short() -> Recovery {
-        Recovery::needed(at(9), at(5)).expect("short")
+    /// Of node 1, which lost entries 6 to 9; the map names these.
+    fn short(on_the_map: &[u64]) -> Recovery {
+        let recovery = Recovery::needed(NodeId(1), at(9), at(5), nodes(on_the_map));
+        recovery.expect("short")
+    }
+
+    fn end(index: u64, voters: &[u64]) -> Told {
+        Told {
+            last: at(index),
+            voters: nodes(voters),
+        }
     }
 
     #[test]
     fn only_a_log_that_ends_short_of_its_mark_has_lost_something() {
-        assert!(Recovery::needed(None, None).is_none());
-        assert!(Recovery::needed(at(9), at(9)).is_none());
+        let needed = |mark, last| Recovery::needed(NodeId(1), mark, last, BTreeSet::new());
+        assert!(needed(None, None).is_none());
+        assert!(needed(at(9), at(9)).is_none());
         let later = Some(Mark { term: 3, index: 1 });
-        assert!(Recovery::needed(at(9), later).is_none());
-        assert!(Recovery::needed(at(9), at(8)).is_some());
-        assert!(Recovery::needed(at(9), None).is_some());
+        assert!(needed(at(9), later).is_none());
+        assert!(needed(at(9), at(8)).is_some());
+        assert!(needed(at(9), None).is_some());
     }
 
     #[test]
     fn it_votes_for_nobody_before_all_others_have_told() {
-        let recovery = short();
-        let others = nodes(&[2, 3]);
-        recovery.told(NodeId(2), at(7));
-        assert!(!recovery.look(Some(&others), at(5)));
-        assert!(!recovery.admits_candidate(at(100)) && !recovery.may_campaign(at(5)));
+        let (recovery, all) = (short(&[]), nodes(&[1, 2, 3]));
+        recovery.told(NodeId(2), end(7, &[1, 2, 3]));
+        assert!(!recovery.admits_candidate(at(100), &all) && !recovery.may_campaign(at(5), &all));
         assert!(recovery.admits_entries(NodeId(2)) && !recovery.admits_entries(NodeId(3)));
-        recovery.told(NodeId(3), at(4));
-        assert!(!recovery.look(Some(&others), at(5)));
-        assert!(recovery.admits_candidate(at(7)), "the furthest of them");
-        assert!(!recovery.admits_candidate(at(6)));
-        assert!(!recovery.may_campaign(at(5)));
-    }
-
-    #[test]
-    fn unknown_members_have_told_nothing() {
-        let recovery = short();
-        assert!(!recovery.look(None, at(5)));
-        assert!(!recovery.admits_candidate(at(100)));
-    }
-
-    #[test]
-    fn a_founder_that_has_its_first_entries_again_is_not_alone() {
-        let first_members = nodes(&[1]);
-        let others = electors(&first_members, &nodes(&[1, 2, 3]), NodeId(1));
-        assert_eq!(others, nodes(&[2, 3]));
-        let recovery = short();
-        assert!(!recovery.look(Some(&others), at(5)));
-        assert!(!recovery.may_campaign(at(5)));
-    }
-
-    #[test]
-    fn who_has_lost_no_more_than_the_others_goes_on() {
-        let recovery = short();
-        recovery.told(NodeId(2), at(5));
-        assert!(!recovery.look(Some(&nodes(&[2])), at(5)));
-        assert!(recovery.may_campaign(at(5)));
-        // Alone there is nobody to ask.
-        let recovery = short();
-        assert!(!recovery.look(Some(&nodes(&[])), at(5)));
-        assert!(recovery.may_campaign(at(5)));
+        recovery.told(NodeId(3), end(4, &[1, 2, 3]));
+        assert!(
+            recovery.admits_candidate(at(7), &all),
+            "the furthest of them"
+        );
+        assert!(!recovery.admits_candidate(at(6), &all));
+        assert!(!recovery.may_campaign(at(5), &all));
     }
 
     #[test]
     fn who_sends_entries_is_told_whoever_it_is() {
-        let recovery = short();
+        let (recovery, voters) = (short(&[]), nodes(&[1, 2]));
         assert!(!recovery.admits_entries(NodeId(9)));
-        let silent = || recovery.silent(&nodes(&[2]), &nodes(&[2, 3]));
+        let silent = || recovery.silent(&voters, &nodes(&[1, 2, 3]));
         assert_eq!(silent(), nodes(&[2, 3, 9]));
-        recovery.told(NodeId(9), at(7));
+        recovery.told(NodeId(9), end(7, &[]));
         assert!(recovery.admits_entries(NodeId(9)));
         assert_eq!(silent(), nodes(&[2, 3]));
     }
 
     #[test]
-    fn who_comes_to_vote_later_is_heard_too() {
-        let recovery = short();
-        recovery.told(NodeId(2), at(5));
-        assert!(!recovery.look(Some(&nodes(&[2])), at(5)));
-        assert!(recovery.may_campaign(at(5)));
-        assert!(!recovery.look(Some(&nodes(&[2, 4])), at(5)));
-        assert!(!recovery.may_campaign(at(5)));
-        assert!(!recovery.admits_candidate(at(9)));
+    fn who_comes_to_vote_is_heard_at_once() {
+        let recovery = short(&[]);
+        recovery.told(NodeId(2), end(5, &[1, 2]));
+        assert!(recovery.may_campaign(at(5), &nodes(&[1, 2])));
+        let now = nodes(&[1, 2, 4]);
+        assert!(!recovery.may_campaign(at(5), &now) && !recovery.admits_candidate(at(9), &now));
+    }
+
+    #[test]
+    fn who_votes_by_a_log_that_goes_further_is_heard_too() {
+        let (recovery, voters) = (short(&[]), nodes(&[1, 2, 3]));
+        recovery.told(NodeId(2), end(4, &[1, 2, 3]));
+        recovery.told(NodeId(3), end(8, &[1, 2, 4]));
+        assert!(
+            !recovery.admits_candidate(at(8), &voters),
+            "node 4 may have more"
+        );
+        recovery.told(NodeId(4), end(9, &[1, 2, 4]));
+        assert!(!recovery.admits_candidate(at(8), &voters));
+        assert!(recovery.admits_candidate(at(9), &voters));
+    }
+
+    #[test]
+    fn unknown_members_have_told_nothing() {
+        let recovery = short(&[1, 2]);
+        recovery.told(NodeId(2), end(9, &[1, 2]));
+        assert!(!recovery.admits_candidate(at(100), &BTreeSet::new()));
+    }
+
+    #[test]
+    fn a_founder_that_has_its_first_entries_again_is_not_alone() {
+        let (recovery, first_members) = (short(&[1, 2, 3]), nodes(&[1]));
+        assert!(!recovery.may_campaign(at(5), &first_members));
+        assert_eq!(
+            recovery.silent(&first_members, &BTreeSet::new()),
+            nodes(&[2, 3])
+        );
+    }
+
+    #[test]
+    fn who_has_lost_no_more_than_the_others_goes_on() {
+        let recovery = short(&[1, 2]);
+        recovery.told(NodeId(2), end(5, &[1, 2]));
+        assert!(recovery.may_campaign(at(5), &nodes(&[1, 2])));
+        // Alone there is nobody to ask; a learner does not hold it up.
+        let recovery = short(&[1]);
+        recovery.told(NodeId(2), end(8, &[1]));
+        assert!(recovery.may_campaign(at(5), &nodes(&[1])));
     }
 
     #[test]
     fn at_its_mark_it_is_a_replica_like_any_other() {
-        let recovery = short();
-        assert!(!recovery.look(None, at(8)));
-        assert!(recovery.look(None, at(9)));
-        assert!(recovery.admits_candidate(None) && recovery.admits_entries(NodeId(8)));
+        let recovery = short(&[1, 2]);
+        assert!(!recovery.is_over(at(8)));
+        assert!(recovery.is_over(at(9)));
+        assert!(recovery.admits_candidate(None, &nodes(&[1, 2])));
+        assert!(recovery.admits_entries(NodeId(8)));
     }
 }

@@ -190,6 +190,7 @@ pub fn transfer_answer(answer: &TransferLeaderResponse<Types>) -> RaftTransferAn
             TransferAnswer::NotFlushed(RaftLogEnd {
                 last: actual.map(log_id),
                 leads: true,
+                ..RaftLogEnd::default()
             })
         }
     };

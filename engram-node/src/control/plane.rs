@@ -4,13 +4,13 @@
 //! leads the group, else it travels to the node that does. What must hold: an answered change is in
 //! the local map when the answer is given, unless the deadline came first.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use engram_core::types::{GroupId, NodeId};
 use engram_proto::peer::control_client::ControlClient;
-use engram_proto::peer::{ExecuteRequest, execute_response::Answer};
+use engram_proto::peer::{ExecuteRequest, Expiry, execute_response::Answer};
 use tokio::sync::watch;
 
 use super::command::{ControlCommand, ControlReply};
@@ -18,6 +18,7 @@ use super::machine::ControlMachine;
 use super::map::{ClusterId, ClusterMap};
 use super::wire;
 use crate::consensus::{Consensus, ProposeError};
+use crate::liveness::{Clocks, time_left};
 use crate::seams::Seams;
 use crate::transport::Peers;
 
@@ -50,6 +51,8 @@ struct Shared {
     machine: Arc<ControlMachine>,
     consensus: Consensus,
     peers: Peers,
+    /// Of the other nodes, once the heartbeats run.
+    clocks: OnceLock<Arc<dyn Clocks>>,
 }
 
 /// How one attempt ended without an answer.
@@ -84,7 +87,22 @@ impl ControlPlane {
                 machine,
                 consensus,
                 peers,
+                clocks: OnceLock::new(),
             }),
+        }
+    }
+
+    /// From now on commands that are forwarded say until when they are good. Called once.
+    pub fn go_by(&self, clocks: Arc<dyn Clocks>) {
+        let first = self.shared.clocks.set(clocks).is_ok();
+        assert!(first, "the control plane goes by one set of clocks");
+    }
+
+    /// What is left of a forwarded command's time; see [`time_left`].
+    pub(super) fn time_left(&self, wait: Duration, expires: Option<&Expiry>) -> Duration {
+        match self.shared.clocks.get() {
+            Some(clocks) => time_left(&**clocks, wait, expires),
+            None => wait,
         }
     }
 
@@ -236,10 +254,12 @@ impl ControlPlane {
         };
         let channel = self.shared.peers.channel(leader);
         let channel = channel.map_err(|error| not_applied(error.to_string()))?;
+        let clocks = self.shared.clocks.get();
         let request = ExecuteRequest {
             cluster: Bytes::copy_from_slice(&self.shared.cluster.0),
             command,
             wait_millis: wait.as_millis() as u64,
+            expires: clocks.and_then(|clocks| clocks.there(leader, wait)),
         };
         let mut client = ControlClient::new(channel);
         let answer = self

@@ -15,6 +15,7 @@ use super::map::ClusterId;
 use super::plane::{ControlError, ControlPlane};
 use super::wire;
 use crate::consensus::ProposeError;
+use crate::liveness::TOO_LATE;
 
 /// How long a joining node is kept waiting for its id.
 const JOIN_WAIT: Duration = Duration::from_secs(5);
@@ -101,9 +102,18 @@ impl Control for ControlService {
         wire::decode_command(&request.command)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let wait = Duration::from_millis(request.wait_millis).min(EXECUTE_WAIT_MAX);
-        let answer = match self.plane.propose_here(request.command, wait).await {
-            Ok(reply) => Answer::Reply(reply),
-            Err(error) => Answer::NotExecuted(not_executed(&error)),
+        let wait = self.plane.time_left(wait, request.expires.as_ref());
+        let answer = if wait.is_zero() {
+            Answer::NotExecuted(NotExecuted {
+                leader: 0,
+                unknown: false,
+                reason: TOO_LATE.into(),
+            })
+        } else {
+            match self.plane.propose_here(request.command, wait).await {
+                Ok(reply) => Answer::Reply(reply),
+                Err(error) => Answer::NotExecuted(not_executed(&error)),
+            }
         };
         Ok(Response::new(ExecuteResponse {
             answer: Some(answer),

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use engram_core::planted;
 use engram_core::types::NodeId;
 use engram_proto::peer::Expiry;
 
@@ -22,6 +23,23 @@ pub trait Clocks: Send + Sync {
     /// How long it is until a moment in this node's own time; zero when it has passed, or was
     /// given by another process here.
     fn left(&self, expiry: &Expiry) -> Duration;
+}
+
+/// What the sender of an expired request is told, should it still listen.
+pub const TOO_LATE: &str = "the request came after its time";
+
+/// What is left of the time of a request that another node sent, at most `wait`: none when it lay in a
+/// broken connection until its sender had gone on. Whatever it wants done would come after what was
+/// acknowledged since: it must not be begun.
+pub fn time_left(clocks: &dyn Clocks, wait: Duration, expires: Option<&Expiry>) -> Duration {
+    let left = match expires {
+        Some(expires) if !planted!("late-forward-served") => wait.min(clocks.left(expires)),
+        _ => wait,
+    };
+    if left.is_zero() {
+        metrics::counter!("engram_forwards_expired_total").increment(1);
+    }
+    left
 }
 
 impl Watch {

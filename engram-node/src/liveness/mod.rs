@@ -26,7 +26,7 @@ use crate::control::{ClusterId, ControlPlane};
 use crate::seams::Seams;
 use crate::transport::Peers;
 
-pub use clocks::Clocks;
+pub use clocks::{Clocks, TOO_LATE, time_left};
 
 /// Between two beats to the same node.
 pub const BEAT_PERIOD: Duration = Duration::from_millis(200);

@@ -6,8 +6,13 @@
 //! from before are among the dots that it has seen. Once the log has these dots, the replica has
 //! passed the sequence for good: its position is *settled*. Replicas that are not on the cluster
 //! map are not waited for; what they bring when they return is reported.
+//!
+//! A base does not know whose evidence it holds, unless a second attempt was known by then. So a
+//! frontier is one that the log had some time ago: whoever repeats a call within that time meets the
+//! first attempt, and counts once.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use engram_core::planted;
 use engram_core::types::{EdgeContext, NodeId, OverlayContext, Sequence};
@@ -26,8 +31,8 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 pub struct Frontier {
     replicas: BTreeMap<NodeId, Known>,
-    /// Of the own log, the oldest first.
-    contexts: VecDeque<EdgeContext>,
+    /// Of the own log, and since when it has had them, the oldest first.
+    contexts: VecDeque<(Duration, EdgeContext)>,
 }
 
 impl Frontier {
@@ -47,7 +52,7 @@ impl Frontier {
     }
 
     /// The log has grown to this context.
-    pub fn grown(&mut self, log: &EdgeContext) {
+    pub fn grown(&mut self, now: Duration, log: &EdgeContext) {
         for known in self.replicas.values_mut() {
             if let Some((sequence, seen)) = known.waiting.take() {
                 if log.overlay.covers_all(&seen) && sequence <= log.sequence {
@@ -57,9 +62,9 @@ impl Frontier {
                 }
             }
         }
-        let last = self.contexts.back().map(|context| context.sequence);
+        let last = self.contexts.back().map(|(_, context)| context.sequence);
         if last.is_none_or(|last| last < log.sequence) {
-            self.contexts.push_back(log.clone());
+            self.contexts.push_back((now, log.clone()));
         }
         if self.contexts.len() > CONTEXTS_KEPT {
             self.thin_out();
@@ -75,9 +80,14 @@ impl Frontier {
         });
     }
 
-    /// The furthest frontier that all of these replicas have passed.
+    /// The furthest frontier that all of these replicas have passed, and that the log has had since
+    /// `before`.
     #[must_use]
-    pub fn stable(&self, replicas: impl IntoIterator<Item = NodeId>) -> Option<&EdgeContext> {
+    pub fn stable(
+        &self,
+        replicas: impl IntoIterator<Item = NodeId>,
+        before: Option<Duration>,
+    ) -> Option<&EdgeContext> {
         let settled = |node: NodeId| self.replicas.get(&node).and_then(|known| known.settled);
         let counts = |node: &NodeId| !planted!("fold-past-the-unheard") || settled(*node).is_some();
         let passed = replicas
@@ -85,8 +95,12 @@ impl Frontier {
             .filter(counts)
             .map(settled)
             .reduce(|least, next| least.zip(next).map(|(a, b)| a.min(b)))??;
-        let reached = |context: &&EdgeContext| context.sequence <= passed;
-        self.contexts.iter().rev().find(reached)
+        let before = before?;
+        let reached = |(since, context): &&(Duration, EdgeContext)| {
+            context.sequence <= passed && *since <= before
+        };
+        let found = self.contexts.iter().rev().find(reached);
+        found.map(|(_, context)| context)
     }
 
     /// Forgets replicas that are no longer on the map.
@@ -103,6 +117,8 @@ mod tests {
 
     const NODES: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
 
+    const NOW: Duration = Duration::from_secs(100);
+
     fn seen(n: u64) -> OverlayContext {
         OverlayContext::from_parts([(ActorId([1; 16]), n)], [])
     }
@@ -117,60 +133,79 @@ mod tests {
     #[test]
     fn a_frontier_is_what_all_have_passed() {
         let mut frontier = Frontier::default();
-        frontier.grown(&log(5, 0));
+        frontier.grown(NOW, &log(5, 0));
         frontier.heard(NODES[0], Sequence(9), seen(0));
         frontier.heard(NODES[1], Sequence(7), seen(0));
-        frontier.grown(&log(9, 0));
-        assert_eq!(frontier.stable(NODES), None, "the third was never heard of");
+        frontier.grown(NOW, &log(9, 0));
+        assert_eq!(
+            frontier.stable(NODES, Some(NOW)),
+            None,
+            "the third was never heard of"
+        );
         frontier.heard(NODES[2], Sequence(8), seen(0));
-        assert_eq!(frontier.stable(NODES), None, "not settled yet");
-        frontier.grown(&log(10, 0));
-        assert_eq!(frontier.stable(NODES), Some(&log(5, 0)));
-        assert_eq!(frontier.stable([NODES[0]]), Some(&log(9, 0)));
+        assert_eq!(frontier.stable(NODES, Some(NOW)), None, "not settled yet");
+        frontier.grown(NOW, &log(10, 0));
+        assert_eq!(frontier.stable(NODES, Some(NOW)), Some(&log(5, 0)));
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), Some(&log(9, 0)));
     }
 
     #[test]
     fn a_position_counts_when_the_log_has_what_it_had_seen() {
         let mut frontier = Frontier::default();
-        let stable = |frontier: &Frontier| frontier.stable([NODES[0]]).cloned();
-        frontier.grown(&log(3, 0));
+        let stable = |frontier: &Frontier| frontier.stable([NODES[0]], Some(NOW)).cloned();
+        frontier.grown(NOW, &log(3, 0));
         // Removals that it issued before may be among these dots.
         frontier.heard(NODES[0], Sequence(3), seen(2));
-        frontier.grown(&log(4, 1));
+        frontier.grown(NOW, &log(4, 1));
         assert_eq!(stable(&frontier), None);
         frontier.heard(NODES[0], Sequence(4), seen(7));
-        frontier.grown(&log(5, 2));
+        frontier.grown(NOW, &log(5, 2));
         assert_eq!(stable(&frontier), Some(log(3, 0)));
     }
 
     #[test]
     fn a_replica_that_was_set_back_is_waited_for() {
         let mut frontier = Frontier::default();
-        frontier.grown(&log(3, 0));
+        frontier.grown(NOW, &log(3, 0));
         frontier.heard(NODES[0], Sequence(8), seen(0));
-        frontier.grown(&log(8, 0));
-        assert_eq!(frontier.stable([NODES[0]]), Some(&log(8, 0)));
+        frontier.grown(NOW, &log(8, 0));
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), Some(&log(8, 0)));
         frontier.heard(NODES[0], Sequence(2), seen(0));
-        assert_eq!(frontier.stable([NODES[0]]), None);
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), None);
         // That position settles, and no frontier that is kept is as old.
-        frontier.grown(&log(8, 0));
-        assert_eq!(frontier.stable([NODES[0]]), None);
+        frontier.grown(NOW, &log(8, 0));
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), None);
         // What it had seen is lost with its disk: the log will never have it.
         frontier.heard(NODES[0], Sequence(9), seen(4));
         frontier.heard(NODES[0], Sequence(9), seen(0));
-        frontier.grown(&log(9, 0));
-        assert_eq!(frontier.stable([NODES[0]]), Some(&log(9, 0)));
+        frontier.grown(NOW, &log(9, 0));
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), Some(&log(9, 0)));
     }
 
     #[test]
     fn contexts_to_choose_from_are_bounded() {
         let mut frontier = Frontier::default();
         for sequence in 1..1_000 {
-            frontier.grown(&log(sequence, 0));
+            frontier.grown(NOW, &log(sequence, 0));
             assert!(frontier.contexts.len() <= CONTEXTS_KEPT);
         }
         frontier.heard(NODES[0], Sequence(999), seen(0));
-        frontier.grown(&log(999, 0));
-        assert_eq!(frontier.stable([NODES[0]]), Some(&log(999, 0)));
+        frontier.grown(NOW, &log(999, 0));
+        assert_eq!(frontier.stable([NODES[0]], Some(NOW)), Some(&log(999, 0)));
+    }
+
+    #[test]
+    fn what_the_log_has_had_for_a_short_time_is_not_folded() {
+        let mut frontier = Frontier::default();
+        let at = Duration::from_secs;
+        frontier.grown(at(10), &log(5, 0));
+        frontier.grown(at(20), &log(6, 0));
+        frontier.heard(NODES[0], Sequence(6), seen(0));
+        frontier.grown(at(21), &log(6, 0));
+        let stable = |before| frontier.stable([NODES[0]], before);
+        assert_eq!(stable(None), None, "the process is younger than that");
+        assert_eq!(stable(Some(at(9))), None);
+        assert_eq!(stable(Some(at(19))), Some(&log(5, 0)));
+        assert_eq!(stable(Some(at(20))), Some(&log(6, 0)));
     }
 }

@@ -139,6 +139,8 @@ struct FoldPass {
 pub struct Protocol {
     local: NodeId,
     cluster: [u8; 16],
+    /// How long the log has had what is folded.
+    fold_after: Duration,
     peers: BTreeMap<NodeId, Peer>,
     duties: BTreeMap<PartitionId, Duty>,
     /// Of the last rumour about a replica here.
@@ -149,10 +151,11 @@ pub struct Protocol {
 impl Protocol {
     /// `version` is greater than any that this node gave in an earlier life: its incarnation does.
     #[must_use]
-    pub fn new(local: NodeId, cluster: [u8; 16], version: u64) -> Self {
+    pub fn new(local: NodeId, cluster: [u8; 16], version: u64, fold_after: Duration) -> Self {
         Self {
             local,
             cluster,
+            fold_after,
             peers: BTreeMap::new(),
             duties: BTreeMap::new(),
             version,
@@ -566,7 +569,8 @@ impl Protocol {
                 duty.fold = FoldPass::default();
                 continue;
             };
-            let effect = duty.propose_next(now, self.local, place);
+            let older = now.checked_sub(self.fold_after);
+            let effect = duty.propose_next((now, older), self.local, place);
             duty.adopted_last = matches!(&effect, Some((PartitionCommand::Adopt { .. }, _)));
             let Some((command, frontier)) = effect else {
                 continue;
@@ -588,7 +592,7 @@ impl Duty {
     /// Adoption and folding take turns while there is something for both.
     fn propose_next(
         &mut self,
-        now: Duration,
+        times: (Duration, Option<Duration>),
         local: NodeId,
         place: &Place,
     ) -> Option<(PartitionCommand, Option<Sequence>)> {
@@ -596,7 +600,7 @@ impl Duty {
             .partition
             .adoptable(ADOPTED_PER_COMMAND_MAX, ADOPTED_BYTES_MAX);
         if deltas.is_empty() || self.adopted_last {
-            match self.fold_next(now, local, place) {
+            match self.fold_next(times, local, place) {
                 Ok(Some(effect)) => return Some(effect),
                 Ok(None) => {}
                 Err(error) => {
@@ -609,10 +613,11 @@ impl Duty {
         (!deltas.is_empty()).then_some((PartitionCommand::Adopt { deltas }, None))
     }
 
-    /// The next folding command, if there is something to fold.
+    /// The next folding command, if there is something to fold. `times`: now, and since when the log
+    /// must have had what is folded.
     fn fold_next(
         &mut self,
-        now: Duration,
+        (now, older): (Duration, Option<Duration>),
         local: NodeId,
         place: &Place,
     ) -> Result<Option<(PartitionCommand, Option<Sequence>)>, engram_core::storage::StorageError>
@@ -620,13 +625,13 @@ impl Duty {
         let position = place.partition.position();
         let view = place.partition.view();
         self.frontier.heard(local, position.sequence, position.seen);
-        self.frontier.grown(view.log_context());
+        self.frontier.grown(now, view.log_context());
         if self.fold.frontier.is_none() {
             if self.fold.next_at > now {
                 return Ok(None);
             }
             let replicas = place.others.iter().copied().chain([local]);
-            let stable = self.frontier.stable(replicas);
+            let stable = self.frontier.stable(replicas, older);
             let worth =
                 |context: &&EdgeContext| context.sequence.0 >= self.fold.last.0 + FOLD_ENTRIES_MIN;
             self.fold.frontier = stable.filter(worth).cloned();

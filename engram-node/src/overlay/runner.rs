@@ -46,9 +46,9 @@ pub struct OverlayService {
 
 impl OverlayService {
     #[must_use]
-    pub fn new(router: Router, cluster: [u8; 16]) -> Self {
+    pub fn new(router: Router, cluster: [u8; 16], fold_after: Duration) -> Self {
         let version = router.seams().clock.wall_millis() << 16;
-        let protocol = Protocol::new(router.local(), cluster, version);
+        let protocol = Protocol::new(router.local(), cluster, version, fold_after);
         Self {
             shared: Shared {
                 router,

@@ -76,7 +76,7 @@ impl Net {
                 leads: n == 1,
             };
             let node = Node {
-                protocol: Protocol::new(NodeId(n), CLUSTER, n << 32),
+                protocol: Protocol::new(NodeId(n), CLUSTER, n << 32, Duration::ZERO),
                 places: BTreeMap::from([(P, place)]),
                 heard: Vec::new(),
             };
@@ -316,7 +316,8 @@ fn rumours_bring_changes_and_calls() {
 #[test]
 fn nothing_is_told_to_another_cluster() {
     let mut net = Net::of(2);
-    net.nodes.get_mut(&NodeId(2)).unwrap().protocol = Protocol::new(NodeId(2), [5; 16], 1);
+    net.nodes.get_mut(&NodeId(2)).unwrap().protocol =
+        Protocol::new(NodeId(2), [5; 16], 1, Duration::ZERO);
     net.accept(1, &[evidence(1)]);
     net.run(Duration::from_secs(1));
     assert_eq!(net.partition(2).status().overlay_deltas, 0);

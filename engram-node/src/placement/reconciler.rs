@@ -289,7 +289,10 @@ impl Reconciler {
                 }
             }
             Step::Leave(group) => {
-                if self.hand_over(group).await && !self.remove(group).await {
+                if self.hand_over(group).await
+                    && self.still_leaves(group)
+                    && !self.remove(group).await
+                {
                     memory.failed.insert(group, now);
                 }
             }
@@ -305,6 +308,14 @@ impl Reconciler {
             }
             Step::FinishDrop { group, partition } => self.finish_drop(group, partition).await,
         }
+    }
+
+    /// Whether the map, which may have gone on meanwhile, still has no replica of the group here. A node
+    /// that was away goes through maps in which its replica had left, to one in which it is back and votes.
+    fn still_leaves(&self, group: GroupId) -> bool {
+        let map = self.plane.map();
+        let record = map.groups.get(&group);
+        record.is_none_or(|record| !stays(record, self.plane.local()))
     }
 
     /// Whether it is gone; if not, a later round tries again.

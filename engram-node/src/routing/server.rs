@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engram_core::command::{PartitionCommand, Write};
-use engram_core::planted;
 use engram_core::types::{EdgeContext, PartitionId};
 use engram_proto::peer::forward_server::Forward;
 use engram_proto::peer::{
@@ -16,7 +15,7 @@ use tonic::{Request, Response, Status};
 use super::here::Here;
 use super::reads::ReadAt;
 use super::refusal::Refusal;
-use crate::liveness::Clocks;
+use crate::liveness::{Clocks, TOO_LATE, time_left};
 use crate::services::WAIT_MAX;
 
 /// Serves what other nodes forward.
@@ -31,20 +30,12 @@ impl ForwardService {
         Self { here, clocks }
     }
 
-    /// What is left of a request's time. One that lay in a broken connection may come when its
-    /// sender has gone on: a removal would then take what was acknowledged after it.
     fn in_time(&self, wait: Duration, expires: Option<&Expiry>) -> Result<Duration, Refusal> {
-        let left = match expires {
-            Some(expires) if !planted!("late-forward-served") => {
-                wait.min(self.clocks.left(expires))
-            }
-            _ => wait,
-        };
-        if left.is_zero() {
-            metrics::counter!("engram_forwards_expired_total").increment(1);
-            return Err(Refusal::Stopped("the request came after its time".into()));
+        let left = time_left(&*self.clocks, wait, expires);
+        match left.is_zero() {
+            true => Err(Refusal::Stopped(TOO_LATE.into())),
+            false => Ok(left),
         }
-        Ok(left)
     }
 
     async fn propose_here(

@@ -168,6 +168,7 @@ impl Parts {
             core.peers.clone(),
             core.consensus.clone(),
         );
+        core.plane.go_by(Arc::new(beats.clone()));
         let membership = self
             .start_membership(ports.datagrams, &core, &background)
             .await?;
@@ -181,6 +182,7 @@ impl Parts {
             membership: membership.clone(),
             beats: beats.clone(),
             spread_attempt_wait: self.config.spread_attempt_wait,
+            fold_after: self.config.fold_after,
         });
         let (peer, peer_done) = self.serve_peers(ports.peer, &core, &beats, &services)?;
         self.start_control_group(&core).await?;

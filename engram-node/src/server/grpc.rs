@@ -86,8 +86,9 @@ pub fn peer_port(
 ) -> Result<impl Future<Output = ()> + Send + use<>, ServeError> {
     let mut server = Server::builder()
         .max_concurrent_streams(PEER_STREAMS_MAX)
-        // Peers give calls up all the time: that is no attack.
-        .http2_max_local_error_reset_streams(None)
+        // Peers give calls up all the time, and those that waited out a break come at once: that is no
+        // attack.
+        .http2_max_pending_accept_reset_streams(Some(PEER_STREAMS_MAX as usize))
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .http2_max_header_list_size(HEADER_BYTES_MAX);

@@ -88,6 +88,8 @@ pub struct Parts {
     pub beats: Heartbeats,
     /// See [`crate::config::Config::spread_attempt_wait`].
     pub spread_attempt_wait: Duration,
+    /// See [`crate::config::Config::fold_after`].
+    pub fold_after: Duration,
 }
 
 impl Services {
@@ -104,6 +106,7 @@ impl Services {
             membership,
             beats,
             spread_attempt_wait,
+            fold_after,
         } = parts;
         let clocks: Arc<dyn Clocks> = Arc::new(beats);
         let groups: Arc<dyn Groups> = Arc::new(consensus);
@@ -123,7 +126,7 @@ impl Services {
         let router = Router::new(seams, plane.watch(), groups, remote, here);
         let spreads =
             spread::Registry::new(router.clone(), Arc::clone(&links), spread_attempt_wait);
-        let overlay = OverlayService::new(router.clone(), plane.cluster().0);
+        let overlay = OverlayService::new(router.clone(), plane.cluster().0, fold_after);
         Self {
             inner: Arc::new(Inner {
                 router,

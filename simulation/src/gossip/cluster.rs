@@ -26,6 +26,8 @@ const CLUSTER: [u8; 16] = [7; 16];
 /// How often nodes greet those that they do not see alive, as the production driver does.
 const GREETING_PERIOD: Duration = Duration::from_millis(1_000);
 const PORT: u16 = 7_000;
+/// As in production: nothing is folded in so short a run.
+const FOLD_AFTER: Duration = Duration::from_secs(60);
 
 struct Node {
     swim: Swim,
@@ -125,7 +127,7 @@ impl Cluster {
             let _ = swim.step(Duration::ZERO, SwimEvent::Replicas(here));
             let node = Node {
                 swim,
-                protocol: Protocol::new(id, CLUSTER, 1 << 32),
+                protocol: Protocol::new(id, CLUSTER, 1 << 32, FOLD_AFTER),
                 places,
                 greet_at: Duration::from_millis(rng.random_range(0..1_000)),
                 exchange_at: Duration::ZERO,

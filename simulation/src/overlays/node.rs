@@ -1,6 +1,7 @@
 //! One node of a run: its disk, its replica, its side of the protocol.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use engram_core::partition::Partition;
 use engram_core::storage::{Batch, Durability, MemoryStorage, Storage};
@@ -52,7 +53,7 @@ impl Node {
         Self {
             storage,
             partition,
-            protocol: Protocol::new(node_id(number), CLUSTER, life << 32),
+            protocol: Protocol::new(node_id(number), CLUSTER, life << 32, Duration::ZERO),
             actor: ActorId(actor),
             backup: None,
             is_up: true,

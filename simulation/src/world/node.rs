@@ -24,6 +24,8 @@ use crate::plan::{DiskPlan, Host, NodePlan};
 
 /// An orderly stop is cut short after this.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Longer than a client tries; much shorter than in production, so that folding happens in a run.
+const FOLD_AFTER: Duration = Duration::from_secs(8);
 const CLIENT_PORT: u16 = 7_400;
 const PEER_PORT: u16 = 7_401;
 const HTTP_PORT: u16 = 7_402;
@@ -108,6 +110,7 @@ fn config(host: Host, peers: usize, around: &Surroundings) -> Config {
         log_format: LogFormat::Text,
         log_level: "info".into(),
         replace_after: options.replace_after,
+        fold_after: FOLD_AFTER,
         snapshot_bytes_per_second: 128 << 20,
         log_marks: match options.marks_before_ack {
             true => LogMarks::BeforeAck,

@@ -57,6 +57,9 @@ struct Shared {
     path: PathBuf,
     before_ack: bool,
     marks: Mutex<BTreeMap<GroupId, Mark>>,
+    /// Logs that are short, and where they have to come again: a short log may be cut further back on
+    /// its way, but what it has to come to stays.
+    required: Mutex<BTreeMap<GroupId, Mark>>,
     changed: Notify,
     /// Held while the file is written, so that an older state never replaces a newer one.
     saving: Mutex<()>,
@@ -84,6 +87,7 @@ impl Marks {
             path,
             before_ack,
             marks: Mutex::new(marks),
+            required: Mutex::default(),
             changed: Notify::new(),
             saving: Mutex::new(()),
         };
@@ -147,9 +151,29 @@ impl Marks {
         *held = (*held).max(mark);
     }
 
-    /// The log ends there now, or is to be brought back to there: its end was cut off on purpose, or all
-    /// of it is about to be deleted.
+    /// The log's end was cut off on purpose: it ends there now.
     pub fn cut(&self, group: GroupId, end: Option<Mark>) {
+        let required = self.shared.required.lock().get(&group).copied();
+        self.set(group, end.max(required));
+    }
+
+    /// The log is short, and has to come there again.
+    pub fn require(&self, group: GroupId, mark: Mark) {
+        self.shared.required.lock().insert(group, mark);
+    }
+
+    /// The log has come there.
+    pub fn release(&self, group: GroupId) {
+        self.shared.required.lock().remove(&group);
+    }
+
+    /// All of the log is about to be deleted; it is to be brought back to `end`.
+    pub fn begin_anew(&self, group: GroupId, end: Option<Mark>) {
+        self.release(group);
+        self.set(group, end);
+    }
+
+    fn set(&self, group: GroupId, end: Option<Mark>) {
         let mut held = self.shared.marks.lock();
         match end {
             Some(end) => drop(held.insert(group, end)),
@@ -160,7 +184,7 @@ impl Marks {
 
     /// The group is removed from this node.
     pub fn forget(&self, group: GroupId) {
-        self.cut(group, None);
+        self.begin_anew(group, None);
     }
 
     /// Blocks. Writes the file.
