@@ -55,11 +55,18 @@ impl Damages {
     }
 }
 
+/// Nobody is known to lead a group: to be tried again.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("no other member has proved that it leads group {group}")]
+pub struct NoLeader {
+    group: GroupId,
+}
+
 /// Why a replica was not repaired: to be tried again.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RepairError {
-    #[error("no other member has proved that it leads group {group}")]
-    NoLeader { group: GroupId },
+    #[error(transparent)]
+    NoLeader(#[from] NoLeader),
     #[error("what is left of group {group} cannot be told: {reason}")]
     Unreadable { group: GroupId, reason: String },
     #[error(transparent)]
@@ -90,7 +97,8 @@ impl Consensus {
             running.stop("its records are damaged").await;
         }
         // Only now: whatever this replica has acknowledged, the leader has by the time it is asked.
-        let led = inner.find_leader(spec).await?;
+        let leader = inner.find_leader(spec).await?;
+        let led = leader.last.map(|id| Mark::from(wire::read_log_id(id)));
         {
             let _admin = inner.admin.lock().await;
             let running = inner.groups.write().remove(&group);
@@ -115,8 +123,9 @@ impl Consensus {
 }
 
 impl Inner {
-    /// Asks the other members until one has proved that it leads: where its log ended before that.
-    async fn find_leader(&self, spec: &GroupSpec) -> Result<Option<Mark>, RepairError> {
+    /// Asks the other members until one has proved that it leads: what it said of its log, which it had
+    /// read before.
+    pub(super) async fn find_leader(&self, spec: &GroupSpec) -> Result<RaftLogEnd, NoLeader> {
         let group = spec.group;
         for (node, address) in &spec.hosts {
             if *node == self.config.node {
@@ -128,10 +137,10 @@ impl Inner {
             if let Ok(Body::RecoveringAnswer(end)) = answer
                 && end.leads
             {
-                return Ok(end.last.map(|id| Mark::from(wire::read_log_id(id))));
+                return Ok(end);
             }
         }
-        Err(RepairError::NoLeader { group })
+        Err(NoLeader { group })
     }
 
     /// Deletes log, state and snapshots of a stopped group; its vote stays. `mark` is where its log has

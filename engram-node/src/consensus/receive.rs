@@ -94,12 +94,18 @@ impl Inner {
                 drop(raft.trigger().allow_next_revert(&from.0, true).await);
                 let last = group.log_end_id().map(wire::log_id);
                 let led = group.leadership().leader == Some(self.config.node);
-                let leads = led && group.read_barrier(PROOF_WAIT).await.is_ok();
-                let voters = group.voters().into_iter().map(|node| node.0).collect();
+                let proved = led && group.read_barrier(PROOF_WAIT).await.is_ok();
+                // Those of a leader, as of now; nobody's who has just lost it.
+                let members = group.members().filter(|_| proved);
                 let end = RaftLogEnd {
                     last,
-                    leads,
-                    voters,
+                    leads: members.is_some(),
+                    voters: group.voters().into_iter().map(|node| node.0).collect(),
+                    learners: members
+                        .into_iter()
+                        .flat_map(|members| members.learners)
+                        .map(|node| node.0)
+                        .collect(),
                 };
                 Body::RecoveringAnswer(end)
             }

@@ -7,13 +7,14 @@
 //! plus what has passed here since. Only the rates of the clocks must agree, within what a beat is
 //! old.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engram_core::planted;
 use engram_core::types::NodeId;
 use engram_proto::peer::Expiry;
 
-use super::{Heartbeats, Watch};
+use super::{Heartbeats, Shared, Watch};
 
 /// What forwarding needs of the clocks of other nodes.
 pub trait Clocks: Send + Sync {
@@ -68,6 +69,34 @@ impl Clocks for Heartbeats {
         }
         let now = self.shared.seams.clock.monotonic();
         Duration::from_millis(expiry.millis).saturating_sub(now)
+    }
+}
+
+impl Heartbeats {
+    /// The clocks for somebody on whom the heartbeats themselves depend: they end with them.
+    #[must_use]
+    pub fn clocks(&self) -> Arc<dyn Clocks> {
+        Arc::new(WhileAlive(Arc::downgrade(&self.shared)))
+    }
+}
+
+struct WhileAlive(Weak<Shared>);
+
+impl WhileAlive {
+    fn beats(&self) -> Option<Heartbeats> {
+        let shared = self.0.upgrade()?;
+        Some(Heartbeats { shared })
+    }
+}
+
+impl Clocks for WhileAlive {
+    fn there(&self, node: NodeId, wait: Duration) -> Option<Expiry> {
+        self.beats()?.there(node, wait)
+    }
+
+    fn left(&self, expiry: &Expiry) -> Duration {
+        let beats = self.beats();
+        beats.map_or(Duration::ZERO, |beats| beats.left(expiry))
     }
 }
 

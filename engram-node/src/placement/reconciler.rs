@@ -37,7 +37,7 @@ const PROPOSE_WAIT: Duration = Duration::from_secs(5);
 pub enum Step {
     Start(GroupSpec),
     /// The group lives on without this node: hand over what only this one may have, then remove it.
-    Leave(GroupId),
+    Leave(GroupSpec),
     /// The group is gone.
     Remove(GroupId),
     /// The replica's records are damaged: it begins anew, and the others bring it back.
@@ -103,7 +103,7 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
         match map.groups.get(group) {
             Some(record) if stays(record, local) => {}
             Some(_) if planted!("left-replica-stays") => {}
-            Some(_) => steps.push(Step::Leave(*group)),
+            Some(record) => steps.push(Step::Leave(spec(map, record, false))),
             // A group that the map does not know yet is newer than the map.
             None if group.0 < map.next_group => steps.push(Step::Remove(*group)),
             None => {}
@@ -120,10 +120,15 @@ pub fn steps(map: &ClusterMap, local: NodeId, running: &Running) -> Vec<Step> {
 
 /// Whether this node keeps its replica: until a move away from it has ended, whatever it has come to.
 fn stays(record: &GroupRecord, local: NodeId) -> bool {
-    if planted!("replica-leaves-early") {
+    if leaves_early() {
         return record.settled().contains(&local);
     }
     record.hosts().contains(&local)
+}
+
+/// A bug: a replica leaves before its move has ended, and asks nobody.
+fn leaves_early() -> bool {
+    planted!("replica-leaves-early")
 }
 
 /// Whether this node may write the group's first membership, if nothing of the group is here: it
@@ -288,12 +293,10 @@ impl Reconciler {
                     }
                 }
             }
-            Step::Leave(group) => {
-                if self.hand_over(group).await
-                    && self.still_leaves(group)
-                    && !self.remove(group).await
-                {
-                    memory.failed.insert(group, now);
+            Step::Leave(spec) if failed_lately(&spec.group) => {}
+            Step::Leave(spec) => {
+                if self.hand_over(spec.group).await && !self.leave(&spec).await {
+                    memory.failed.insert(spec.group, now);
                 }
             }
             Step::Remove(group) => {
@@ -310,12 +313,19 @@ impl Reconciler {
         }
     }
 
-    /// Whether the map, which may have gone on meanwhile, still has no replica of the group here. A node
-    /// that was away goes through maps in which its replica had left, to one in which it is back and votes.
-    fn still_leaves(&self, group: GroupId) -> bool {
-        let map = self.plane.map();
-        let record = map.groups.get(&group);
-        record.is_none_or(|record| !stays(record, self.plane.local()))
+    /// Whether the replica is gone; if not, a later round tries again.
+    async fn leave(&self, spec: &GroupSpec) -> bool {
+        if leaves_early() {
+            return self.remove(spec.group).await;
+        }
+        match self.consensus.leave_group(spec).await {
+            Ok(()) => tracing::info!(group = spec.group.0, "group left"),
+            Err(error) => {
+                tracing::info!(group = spec.group.0, %error, "group not left yet");
+                return false;
+            }
+        }
+        true
     }
 
     /// Whether it is gone; if not, a later round tries again.
@@ -549,7 +559,8 @@ mod tests {
         let id = map.groups[&group].change.as_ref().expect("a move").id;
         let finish = ControlCommand::FinishMove { group, id };
         apply(&mut map, &finish).outcome.expect("ended");
-        assert_eq!(steps(&map, ME, &at), [Step::Leave(group)]);
+        let leave = Step::Leave(spec(&map, &map.groups[&group], false));
+        assert_eq!(steps(&map, ME, &at), [leave]);
         assert_eq!(steps(&map, NodeId(3), &at_three), []);
     }
 

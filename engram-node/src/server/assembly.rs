@@ -168,7 +168,7 @@ impl Parts {
             core.peers.clone(),
             core.consensus.clone(),
         );
-        core.plane.go_by(Arc::new(beats.clone()));
+        core.plane.go_by(beats.clocks());
         let membership = self
             .start_membership(ports.datagrams, &core, &background)
             .await?;
@@ -333,7 +333,7 @@ impl Parts {
         loop {
             match consensus.repair_group(&known).await {
                 Ok(()) => return Ok(()),
-                Err(error @ RepairError::NoLeader { .. }) => tracing::warn!(%error, "asking again"),
+                Err(error @ RepairError::NoLeader(_)) => tracing::warn!(%error, "asking again"),
                 Err(error) => return Err(error.into()),
             }
             self.seams.clock.sleep(REPAIR_PAUSE).await;

@@ -161,7 +161,7 @@ async fn a_damaged_replica_begins_anew_once_a_leader_has_all() {
     cluster.kill(other).await;
     let refused = consensus.repair_group(&cluster.spec(false)).await;
     assert!(
-        matches!(refused, Err(RepairError::NoLeader { .. })),
+        matches!(refused, Err(RepairError::NoLeader(_))),
         "{refused:?}"
     );
     assert!(cluster.storage(damaged).keys_on_disk(Family::Log).len() >= 20);
