@@ -20,8 +20,9 @@ pub const DEFAULT_PEER_LISTEN: &str = "127.0.0.1:7401";
 pub const DEFAULT_HTTP_LISTEN: &str = "127.0.0.1:7402";
 const DEFAULT_LOG_LEVEL: &str = "info,openraft=warn";
 const DEFAULT_REPLACE_AFTER: Duration = Duration::from_secs(600);
-/// As long as a call may take.
-const DEFAULT_FOLD_AFTER: Duration = Duration::from_secs(60);
+/// Longer than the client library tries by default. Until then each change of an edge rewrites all
+/// evidence since, so that longer is dear where one edge changes all the time.
+const DEFAULT_FOLD_AFTER: Duration = Duration::from_secs(15);
 const DEFAULT_SNAPSHOT_BYTES_PER_SECOND: u64 = 128 << 20;
 /// Longest zone name, in bytes.
 const ZONE_BYTES_MAX: usize = 128;
@@ -96,7 +97,7 @@ pub struct StartArgs {
     #[arg(long, env = "ENGRAM_REPLACE_AFTER_SECONDS", value_name = "SECONDS")]
     pub replace_after_seconds: Option<u64>,
     /// How long evidence of associations keeps the name of its call before it is added up, in seconds: a
-    /// call that is repeated within that time counts once. [default: 60]
+    /// call that is repeated within that time counts once. [default: 15]
     #[arg(long, env = "ENGRAM_FOLD_AFTER_SECONDS", value_name = "SECONDS")]
     pub fold_after_seconds: Option<u64>,
     /// Bytes of snapshots that this node sends to others per second, all together.

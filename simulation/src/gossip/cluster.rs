@@ -27,7 +27,7 @@ const CLUSTER: [u8; 16] = [7; 16];
 const GREETING_PERIOD: Duration = Duration::from_millis(1_000);
 const PORT: u16 = 7_000;
 /// As in production: nothing is folded in so short a run.
-const FOLD_AFTER: Duration = Duration::from_secs(60);
+const FOLD_AFTER: Duration = Duration::from_secs(15);
 
 struct Node {
     swim: Swim,
