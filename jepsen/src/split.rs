@@ -14,7 +14,7 @@ use std::time::Duration;
 use engram_client::{Client, types as v1};
 use engram_node::demo::processes::{Fate, LocalCluster, ProcessError};
 use engram_node::demo::wait::{Late, until};
-use engram_node::seams::Seams;
+use engram_node::seams::{Clock, Seams};
 use tokio::sync::mpsc;
 
 use crate::edges::{self, Anomaly, Change, Found, Operation, PARTS, Side};
@@ -50,6 +50,9 @@ pub struct Round {
     pub split: Duration,
     /// Operations before it heals, at least.
     pub operations: usize,
+    /// Between the beginnings of two operations of one client, at least. What changes in a split has to be
+    /// exchanged after it: a limit on how long that takes means something for so many changes only.
+    pub pace: Duration,
     pub streams: Streams,
 }
 
@@ -220,11 +223,11 @@ impl Splittable {
         };
         for node in 0..NODES {
             for place in 0..CLIENTS_PER_NODE {
-                start(self.worker(node, place)?);
+                start(self.worker(node, place, round.pace)?);
             }
         }
         for place in 0..FALLBACK_CLIENTS {
-            start(self.fallback_worker(place)?);
+            start(self.fallback_worker(place, round.pace)?);
         }
         drop(report);
         let clock = &self.seams.clock;
@@ -250,7 +253,7 @@ impl Splittable {
 
     /// A client of one node. The single node's, and half of the others', ask for one replica's
     /// word; the rest for a majority. An edge is changed by one client of each side.
-    fn worker(&self, node: usize, place: usize) -> Result<Worker, SplitError> {
+    fn worker(&self, node: usize, place: usize, pace: Duration) -> Result<Worker, SplitError> {
         let side = if node == ALONE {
             Side::One
         } else {
@@ -267,6 +270,8 @@ impl Splittable {
             (durability, lane, (NODES - 1) * CLIENTS_PER_NODE)
         };
         Ok(Worker {
+            clock: Arc::clone(&self.seams.clock),
+            pace,
             client: self.cluster.client_of(node)?,
             side,
             durability,
@@ -280,9 +285,11 @@ impl Splittable {
 
     /// A client of the single node that asks for a majority. What its attempts at that leave on the
     /// way must not be carried out after the heal.
-    fn fallback_worker(&self, place: usize) -> Result<Worker, SplitError> {
+    fn fallback_worker(&self, place: usize, pace: Duration) -> Result<Worker, SplitError> {
         let client = self.cluster.client_of(ALONE)?;
         Ok(Worker {
+            clock: Arc::clone(&self.seams.clock),
+            pace,
             client: client.with_deadline(FALLBACK_DEADLINE),
             side: Side::One,
             durability: v1::Durability::Majority,
@@ -480,6 +487,8 @@ impl Edge {
 
 /// One client during a split.
 struct Worker {
+    clock: Arc<dyn Clock>,
+    pace: Duration,
     client: Client,
     side: Side,
     durability: v1::Durability,
@@ -495,7 +504,13 @@ impl Worker {
     ) -> Result<During, SplitError> {
         let space = self.client.space(SPACE);
         let mut during = During::default();
+        let mut due = self.clock.monotonic();
         while !stop.load(Ordering::Relaxed) {
+            let early = due.saturating_sub(self.clock.monotonic());
+            if !early.is_zero() {
+                self.clock.sleep(early).await;
+            }
+            due = self.clock.monotonic() + self.pace;
             let edge = self.edges[self.random.below(self.edges.len())].clone();
             let change = self.change();
             let answer = edge.apply(&space, change, self.durability).await;

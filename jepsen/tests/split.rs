@@ -27,6 +27,7 @@ async fn both_sides_of_a_split_change_associations_and_nothing_is_lost_or_double
         let round = Round {
             split: Duration::from_secs(4),
             operations: 500,
+            pace: Duration::ZERO,
             streams,
         };
         let outcome = cluster

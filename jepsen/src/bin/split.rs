@@ -24,6 +24,9 @@ struct Arguments {
     /// Operations during each, at least.
     #[arg(long, default_value_t = 10_000)]
     operations: usize,
+    /// Operations of one client in a second, at most.
+    #[arg(long, default_value_t = 40)]
+    rate: u32,
     /// How soon after a heal all replicas must be equal. A machine that does much else at the same
     /// time needs more.
     #[arg(long, default_value_t = 2_000)]
@@ -57,6 +60,7 @@ async fn run(arguments: &Arguments, seams: &Seams) -> Result<bool, SplitError> {
         let round = Round {
             split: Duration::from_secs(arguments.seconds),
             operations: arguments.operations,
+            pace: Duration::from_secs(1) / arguments.rate.max(1),
             streams,
         };
         let outcome = cluster.round(round).await?;
