@@ -15,6 +15,8 @@
 
 pub mod gossip;
 pub mod history;
+#[cfg(all(test, feature = "planted"))]
+mod hunt;
 pub mod invariant;
 mod libc_seam;
 pub mod linearizability;

@@ -105,6 +105,29 @@ mod tests {
     use super::super::Vitals;
     use super::*;
 
+    struct Fixed(Duration);
+
+    impl Clocks for Fixed {
+        fn there(&self, _node: NodeId, _wait: Duration) -> Option<Expiry> {
+            None
+        }
+
+        fn left(&self, _expiry: &Expiry) -> Duration {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_request_has_no_more_time_than_its_sender_gave_it() {
+        let millis = Duration::from_millis;
+        let expiry = Expiry::default();
+        let left = |there, expiry| time_left(&Fixed(millis(there)), millis(50), expiry);
+        assert_eq!(left(0, None), millis(50), "nobody said until when");
+        assert_eq!(left(20, Some(&expiry)), millis(20));
+        assert_eq!(left(90, Some(&expiry)), millis(50));
+        assert_eq!(left(0, Some(&expiry)), Duration::ZERO);
+    }
+
     #[test]
     fn a_deadline_there_is_never_later_than_it_is_here() {
         let millis = Duration::from_millis;

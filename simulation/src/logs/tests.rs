@@ -60,19 +60,14 @@ const PLANTED_SEEDS: u64 = 20;
 #[cfg(feature = "planted")]
 #[test]
 fn planted_bugs_are_found() {
-    for name in [
+    let names = [
         "ack-before-fsync",
         "failed-sync-acknowledged",
         "log-chain-unchecked",
         "purge-one-too-many",
         "truncation-keeps-records",
         "vote-before-fsync",
-    ] {
-        let _active = engram_core::planted::activate(name).expect("it is registered");
-        let broken = |seed| of(seed).violations.into_iter().next().map(|it| (seed, it));
-        let (seed, violation) = (0..PLANTED_SEEDS)
-            .find_map(broken)
-            .unwrap_or_else(|| panic!("{name} was not found"));
-        println!("{name}: seed {seed}: {violation}");
-    }
+    ];
+    let broken = |seed| of(seed).violations.into_iter().next();
+    crate::hunt::each_is_found(&names, PLANTED_SEEDS, broken);
 }

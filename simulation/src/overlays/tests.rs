@@ -49,7 +49,7 @@ const PLANTED_SEEDS: u64 = 60;
 #[cfg(feature = "planted")]
 #[test]
 fn planted_bugs_are_found() {
-    for name in [
+    let names = [
         "edges-averaged",
         "exchange-takes-all-for-equal",
         "fold-past-the-unheard",
@@ -58,12 +58,7 @@ fn planted_bugs_are_found() {
         "overlay-dot-reused",
         "removal-ignores-context",
         "snapshot-takes-overlay",
-    ] {
-        let _active = engram_core::planted::activate(name).expect("it is registered");
-        let broken = |seed| of(seed).violations.into_iter().next().map(|it| (seed, it));
-        let (seed, violation) = (0..PLANTED_SEEDS)
-            .find_map(broken)
-            .unwrap_or_else(|| panic!("{name} was not found"));
-        println!("{name}: seed {seed}: {violation}");
-    }
+    ];
+    let broken = |seed| of(seed).violations.into_iter().next();
+    crate::hunt::each_is_found(&names, PLANTED_SEEDS, broken);
 }

@@ -264,6 +264,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_short_log_has_to_come_to_is_not_lowered_by_a_cut() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let marks = Marks::open(&os::seams(RocksOptions::default()), directory.path(), false);
+        marks.reached(&[(G, mark(2, 9))]).expect("noted");
+        marks.require(G, mark(2, 9));
+        marks.cut(G, Some(mark(1, 4)));
+        assert_eq!(marks.of(G), Some(mark(2, 9)));
+        marks.release(G);
+        marks.cut(G, Some(mark(1, 4)));
+        assert_eq!(marks.of(G), Some(mark(1, 4)));
+        marks.require(G, mark(2, 9));
+        marks.begin_anew(G, Some(mark(3, 1)));
+        assert_eq!(marks.of(G), Some(mark(3, 1)), "all of it is gone");
+        marks.cut(G, None);
+        assert_eq!(marks.of(G), None);
+    }
+
+    #[test]
     fn a_mark_goes_forward_but_for_a_cut() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let seams = os::seams(RocksOptions::default());

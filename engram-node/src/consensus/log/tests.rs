@@ -34,12 +34,16 @@ fn seams() -> Seams {
 }
 
 fn open(storage: &Arc<dyn Storage>) -> LogStore {
+    try_open(storage).unwrap()
+}
+
+fn try_open(storage: &Arc<dyn Storage>) -> Result<LogStore, engram_core::storage::StorageError> {
     let seams = seams();
     let nowhere = tempfile::tempdir().unwrap();
     let marks = Marks::open(&seams, nowhere.path(), false);
     let writer = LogWriter::start(&seams, Arc::clone(storage), marks);
     let (sizes, damages) = ((1 << 16, 1 << 16), Damages::default());
-    LogStore::open(GROUP, &seams, Arc::clone(storage), writer, sizes, damages).unwrap()
+    LogStore::open(GROUP, &seams, Arc::clone(storage), writer, sizes, damages)
 }
 
 fn memory() -> (MemoryStorage, Arc<dyn Storage>) {
@@ -169,13 +173,7 @@ async fn what_a_damaged_record_says_of_itself_is_not_believed() {
     append(&mut log, 0..10).await.unwrap();
     // A bit of the term.
     memory.damage(Family::Log, &keys::record(GROUP, 9), Damage::FlippedBit(42));
-    let seams = seams();
-    let nowhere = tempfile::tempdir().unwrap();
-    let marks = Marks::open(&seams, nowhere.path(), false);
-    let writer = LogWriter::start(&seams, Arc::clone(&storage), marks);
-    let (sizes, damages) = ((1 << 16, 1 << 16), Damages::default());
-    let opened = LogStore::open(GROUP, &seams, storage, writer, sizes, damages);
-    let error = opened.err().expect("its end is not known");
+    let error = try_open(&storage).err().expect("its end is not known");
     assert!(error.to_string().contains("log record 9"), "{error}");
 }
 
